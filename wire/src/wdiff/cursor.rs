@@ -1,0 +1,321 @@
+//! Walks the records of a diff of either format, in bounded memory (reference: "wdiff").
+//!
+//! A cursor reads headers and index only. Payloads are fetched by whoever wants them, in any
+//! order and on any thread, through [`load_stored`](Cursor::load_stored) and the like.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::{Error, Flaw, Result, demand};
+
+use super::indexed::{INDEX_RECORD, INDEX_SUPER, IndexRecord, IndexSuper};
+use super::record::{Body, Record, Stored};
+use super::sorted::{Pack, check_order, check_stored};
+use super::{FILE_HEADER, FileHeader, Format, PACK_HEADER};
+
+/// Index records read at once.
+const INDEX_STEP: u32 = 128;
+/// Images remembered to check that records of one image agree about it.
+const IMAGES_REMEMBERED: usize = 1024;
+
+/// Something that can be read at any place, from several threads.
+pub trait ReadAt {
+    /// Fills `buf` from byte `offset`; `UnexpectedEof` if the data ends before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+    /// Bytes in all.
+    fn size(&self) -> std::io::Result<u64>;
+}
+
+impl ReadAt for [u8] {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let range = usize::try_from(offset)
+            .ok()
+            .and_then(|start| Some(start..start.checked_add(buf.len())?));
+        match range.and_then(|range| self.get(range)) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn size(&self) -> std::io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        (**self).read_exact_at(buf, offset)
+    }
+
+    fn size(&self) -> std::io::Result<u64> {
+        (**self).size()
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        (**self).read_exact_at(buf, offset)
+    }
+
+    fn size(&self) -> std::io::Result<u64> {
+        (**self).size()
+    }
+}
+
+/// A sequence of records sorted by address without overlap.
+pub trait RecordSource {
+    /// The next record, or `None` at the end.
+    fn next_record(&mut self) -> Result<Option<Record>>;
+}
+
+/// The records of one diff, from its first to its last.
+pub struct Cursor<S> {
+    source: S,
+    name: Arc<str>,
+    size: u64,
+    header: FileHeader,
+    place: Place,
+    ready: std::vec::IntoIter<Record>,
+    last_end: u64,
+}
+
+enum Place {
+    Sorted { next_pack: u64, ended: bool },
+    Indexed { index: IndexSuper, next: u32, images: HashMap<u64, Stored> },
+}
+
+impl<S: ReadAt> Cursor<S> {
+    /// Reads the file header, and the super of an indexed diff. `name` labels errors.
+    pub fn open(source: S, name: impl Into<Arc<str>>) -> Result<Self> {
+        let name = name.into();
+        let size = source.size().map_err(|e| Error::io(&name, 0, "size", e))?;
+        let header = read_array(&source, &name, 0, "wdiff header")?;
+        let header = FileHeader::decode(&header).map_err(|f| f.in_source(&name))?;
+        let place = match header.format {
+            Format::Sorted => Place::Sorted { next_pack: FILE_HEADER as u64, ended: false },
+            Format::Indexed => {
+                let index = read_super(&source, &name, size)?;
+                Place::Indexed { index, next: 0, images: HashMap::new() }
+            }
+        };
+        Ok(Self { source, name, size, header, place, ready: Vec::new().into_iter(), last_end: 0 })
+    }
+
+    /// The file header.
+    pub const fn header(&self) -> &FileHeader {
+        &self.header
+    }
+
+    /// The label of errors.
+    pub const fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The source, for payloads.
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The super of an indexed diff.
+    pub const fn index(&self) -> Option<&IndexSuper> {
+        match &self.place {
+            Place::Indexed { index, .. } => Some(index),
+            Place::Sorted { .. } => None,
+        }
+    }
+
+    /// Bytes of the file, and how many of them belong to what was read so far.
+    pub const fn progress(&self) -> (u64, u64) {
+        let done = match &self.place {
+            Place::Sorted { next_pack, .. } => *next_pack,
+            Place::Indexed { index, next, .. } => match index.n_records {
+                0 => self.size,
+                all => (self.size as u128 * *next as u128 / all as u128) as u64,
+            },
+        };
+        (done, self.size)
+    }
+
+    /// The next pack header of a sorted diff with its position; `None` for an indexed one, and
+    /// after the end pack. Not to be mixed with [`RecordSource::next_record`].
+    pub fn next_pack(&mut self) -> Result<Option<(u64, Pack)>> {
+        let Place::Sorted { next_pack, ended } = &mut self.place else {
+            return Ok(None);
+        };
+        if *ended {
+            return Ok(None);
+        }
+        let position = *next_pack;
+        let bytes = read_array(&self.source, &self.name, position, "pack header")?;
+        let pack = Pack::decode(&bytes)
+            .map_err(|f| f.shifted(position))
+            .and_then(|pack| {
+                let end = position + PACK_HEADER as u64 + u64::from(pack.total_size);
+                demand!(
+                    end <= self.size,
+                    position + 8,
+                    "data size of the pack",
+                    format!("an end within the {} bytes of the file", self.size),
+                    format!("{} bytes", pack.total_size)
+                );
+                *next_pack = end;
+                *ended = pack.is_end;
+                Ok(pack)
+            })
+            .map_err(|f: Flaw| f.in_source(&self.name))?;
+        Ok(Some((position, pack)))
+    }
+
+    /// The next records of the index with the position of the first; `None` for a sorted diff,
+    /// and at the end. Not to be mixed with [`RecordSource::next_record`].
+    pub fn next_index(&mut self) -> Result<Option<(u64, Vec<IndexRecord>)>> {
+        let Place::Indexed { index, next, .. } = &mut self.place else {
+            return Ok(None);
+        };
+        let count = INDEX_STEP.min(index.n_records - *next);
+        if count == 0 {
+            return Ok(None);
+        }
+        let position = index.index_offset + u64::from(*next) * INDEX_RECORD as u64;
+        *next += count;
+        let mut bytes = vec![0; count as usize * INDEX_RECORD];
+        self.source
+            .read_exact_at(&mut bytes, position)
+            .map_err(|e| Error::io(&self.name, position, "index", e))?;
+        let (records, _) = bytes.as_chunks::<INDEX_RECORD>();
+        let records = records
+            .iter()
+            .zip(0u64..)
+            .map(|(b, i)| {
+                IndexRecord::decode(b).map_err(|f| f.shifted(position + i * INDEX_RECORD as u64))
+            })
+            .collect::<Result<Vec<_>, Flaw>>()
+            .map_err(|f| f.in_source(&self.name))?;
+        Ok(Some((position, records)))
+    }
+
+    /// Reads the next batch of records; false at the end.
+    fn refill(&mut self) -> Result<bool> {
+        let records = match self.header.format {
+            Format::Sorted => match self.next_pack()? {
+                Some((position, pack)) => pack.to_records(position),
+                None => return Ok(false),
+            },
+            Format::Indexed => match self.next_index()? {
+                Some((position, records)) => self.index_batch(position, &records),
+                None => return Ok(false),
+            },
+        };
+        self.ready = records.map_err(|f| f.in_source(&self.name))?.into_iter();
+        Ok(true)
+    }
+
+    fn index_batch(
+        &mut self,
+        position: u64,
+        records: &[IndexRecord],
+    ) -> Result<Vec<Record>, Flaw> {
+        let Place::Indexed { index, images, .. } = &mut self.place else {
+            return Ok(Vec::new());
+        };
+        let mut batch = Vec::with_capacity(records.len());
+        for (record, i) in records.iter().zip(0u64..) {
+            let at = position + i * INDEX_RECORD as u64;
+            let record = record.to_record(index.index_offset).map_err(|f| f.shifted(at))?;
+            if let Body::Data(stored) = record.body {
+                agree_on_image(images, &stored, at)?;
+            }
+            batch.push(record);
+        }
+        Ok(batch)
+    }
+
+    fn last_position(&self) -> u64 {
+        match &self.place {
+            Place::Sorted { next_pack, .. } => *next_pack,
+            Place::Indexed { index, next, .. } => {
+                index.index_offset + u64::from(*next) * INDEX_RECORD as u64
+            }
+        }
+    }
+}
+
+impl<S: ReadAt> RecordSource for Cursor<S> {
+    fn next_record(&mut self) -> Result<Option<Record>> {
+        loop {
+            if let Some(record) = self.ready.next() {
+                let at = self.last_position();
+                check_order(&mut self.last_end, &record, at)
+                    .map_err(|f| f.in_source(&self.name))?;
+                return Ok(Some(record));
+            }
+            if !self.refill()? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// Appends the stored bytes, checked against their checksum, to `out`.
+    pub fn load<S: ReadAt + ?Sized>(
+        &self,
+        source: &S,
+        name: &str,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let start = out.len();
+        out.resize(start + self.size as usize, 0);
+        source
+            .read_exact_at(&mut out[start..], self.position)
+            .map_err(|e| Error::io(name, self.position, "record data", e))?;
+        check_stored(self, &out[start..]).map_err(|f| f.in_source(name))
+    }
+}
+
+fn read_array<const N: usize>(
+    source: &impl ReadAt,
+    name: &str,
+    offset: u64,
+    what: &'static str,
+) -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    source.read_exact_at(&mut bytes, offset).map_err(|e| Error::io(name, offset, what, e))?;
+    Ok(bytes)
+}
+
+fn read_super(source: &impl ReadAt, name: &str, size: u64) -> Result<IndexSuper> {
+    let smallest = (FILE_HEADER + INDEX_SUPER) as u64;
+    if size < smallest {
+        let expected = format!("at least {smallest} bytes");
+        return Err(Flaw::new(size, "indexed wdiff", expected, size).in_source(name));
+    }
+    let at = size - INDEX_SUPER as u64;
+    let bytes = read_array(source, name, at, "index super")?;
+    IndexSuper::decode(&bytes, size).map_err(|f| f.shifted(at).in_source(name))
+}
+
+/// Records that refer to the same image must describe it alike. Only the images met last are
+/// remembered: each record is checked against its image anyway when that is loaded.
+fn agree_on_image(
+    images: &mut HashMap<u64, Stored>,
+    stored: &Stored,
+    at: u64,
+) -> Result<(), Flaw> {
+    let image = Stored { image_offset: 0, ..*stored };
+    if images.len() >= IMAGES_REMEMBERED {
+        images.clear();
+    }
+    let known = images.entry(stored.position).or_insert(image);
+    demand!(
+        *known == image,
+        at,
+        "description of the stored image",
+        format!("{known:?}, as in an earlier record"),
+        format!("{image:?}")
+    );
+    Ok(())
+}

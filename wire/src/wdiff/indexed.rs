@@ -1,0 +1,327 @@
+//! The indexed format: stored images in order of arrival, and an index (reference: "wdiff").
+//!
+//! A writer needs neither sorting nor buffering of data. Overlaps are resolved in the index alone:
+//! its pieces are aligned to powers of two, so two overlapping pieces always nest.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use crate::bytes::{put, u32_at, u64_at};
+use crate::checksum;
+use crate::error::{Flaw, demand};
+use crate::units::Uuid;
+
+use super::record::{Body, Kind, OutRecord, Record, Stored};
+use super::{Compression, FILE_HEADER, FileHeader, Format};
+
+/// Bytes of an index record.
+pub(super) const INDEX_RECORD: usize = 48;
+/// Bytes of the index super at the end of the file.
+pub(super) const INDEX_SUPER: usize = 24;
+/// Offset of the index must be a multiple of this.
+const INDEX_ALIGNMENT: u64 = 8;
+
+/// A record as it stands in the index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexRecord {
+    /// First block \[lb\].
+    pub address: u64,
+    /// Number of blocks \[lb\].
+    pub blocks: u32,
+    /// Kind, from the two bits that count.
+    pub kind: Kind,
+    /// `compression_type` of the stored image; meaningless unless data.
+    pub compression: u8,
+    /// Absolute byte offset of the stored image.
+    pub data_offset: u64,
+    /// Bytes of the stored image.
+    pub data_size: u32,
+    /// First block of the record inside the decompressed image \[lb\].
+    pub io_offset: u32,
+    /// Size of the decompressed image \[lb\].
+    pub orig_blocks: u32,
+    /// Checksum of the stored image.
+    pub io_checksum: u32,
+    /// Checksum of the index record, as stored.
+    pub rec_checksum: u32,
+}
+
+impl IndexRecord {
+    /// Checks and reads a record by itself.
+    pub fn decode(bytes: &[u8; INDEX_RECORD]) -> Result<Self, Flaw> {
+        let sum = checksum::checksum(bytes, 0);
+        demand!(sum == 0, 44, "index record checksum", "a sum of 0", format!("{sum:08x}"));
+        Ok(Self {
+            address: u64_at(bytes, 0),
+            blocks: u32_at(bytes, 8),
+            kind: Kind::from_flags(bytes[12], 12)?,
+            compression: bytes[13],
+            data_offset: u64_at(bytes, 16),
+            data_size: u32_at(bytes, 24),
+            io_offset: u32_at(bytes, 28),
+            orig_blocks: u32_at(bytes, 32),
+            io_checksum: u32_at(bytes, 40),
+            rec_checksum: u32_at(bytes, 44),
+        })
+    }
+
+    /// The record's bytes, with a fresh `rec_checksum`.
+    pub fn encode(&self) -> [u8; INDEX_RECORD] {
+        let mut bytes = [0; INDEX_RECORD];
+        put(&mut bytes, 0, self.address.to_le_bytes());
+        put(&mut bytes, 8, self.blocks.to_le_bytes());
+        bytes[12] = self.kind.flags();
+        bytes[13] = self.compression;
+        put(&mut bytes, 16, self.data_offset.to_le_bytes());
+        put(&mut bytes, 24, self.data_size.to_le_bytes());
+        put(&mut bytes, 28, self.io_offset.to_le_bytes());
+        put(&mut bytes, 32, self.orig_blocks.to_le_bytes());
+        put(&mut bytes, 40, self.io_checksum.to_le_bytes());
+        checksum::embed(&mut bytes, 44, 0);
+        bytes
+    }
+
+    /// The record, checked against the bounds of the stored images.
+    pub fn to_record(&self, index_offset: u64) -> Result<Record, Flaw> {
+        let body = match self.kind {
+            Kind::AllZero => Body::AllZero,
+            Kind::Discard => Body::Discard,
+            Kind::Data => Body::Data(self.stored(index_offset)?),
+        };
+        if self.kind != Kind::Data {
+            demand!(self.data_size == 0, 24, "stored size without data", 0, self.data_size);
+        }
+        let record = Record { address: self.address, blocks: self.blocks, body };
+        record.check(0)?;
+        Ok(record)
+    }
+
+    fn stored(&self, index_offset: u64) -> Result<Stored, Flaw> {
+        let compression = Compression::from_number(self.compression)
+            .ok_or_else(|| Flaw::new(13, "compression type", "0 to 5", self.compression))?;
+        let end = self.data_offset.checked_add(u64::from(self.data_size));
+        demand!(
+            self.data_offset >= FILE_HEADER as u64 && end.is_some_and(|end| end <= index_offset),
+            16,
+            "place of the stored image",
+            format!("bytes {FILE_HEADER} to {index_offset}"),
+            format!("{} bytes at {}", self.data_size, self.data_offset)
+        );
+        Ok(Stored {
+            position: self.data_offset,
+            size: self.data_size,
+            compression,
+            checksum: self.io_checksum,
+            image_offset: self.io_offset,
+            image_blocks: self.orig_blocks,
+        })
+    }
+}
+
+/// The last 24 bytes of an indexed diff.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexSuper {
+    /// Absolute byte offset of the index, a multiple of 8.
+    pub index_offset: u64,
+    /// Records of the index.
+    pub n_records: u32,
+    /// Records handed to the writer.
+    pub n_data: u32,
+}
+
+impl IndexSuper {
+    /// Checks and reads the super of a file of `file_size` bytes.
+    pub fn decode(bytes: &[u8; INDEX_SUPER], file_size: u64) -> Result<Self, Flaw> {
+        let sum = checksum::checksum(bytes, 0);
+        demand!(sum == 0, 20, "index super checksum", "a sum of 0", format!("{sum:08x}"));
+        let index_offset = u64_at(bytes, 0);
+        let n_records = u32_at(bytes, 8);
+        demand!(
+            index_offset >= FILE_HEADER as u64 && index_offset.is_multiple_of(INDEX_ALIGNMENT),
+            0,
+            "offset of the index",
+            format!("a multiple of {INDEX_ALIGNMENT}, at least {FILE_HEADER}"),
+            index_offset
+        );
+        let index = u64::from(n_records) * INDEX_RECORD as u64 + INDEX_SUPER as u64;
+        demand!(
+            index_offset.checked_add(index) == Some(file_size),
+            8,
+            "end of the index",
+            format!("the end of the file at {file_size}"),
+            format!("{n_records} records at {index_offset}")
+        );
+        Ok(Self { index_offset, n_records, n_data: u32_at(bytes, 12) })
+    }
+
+    /// The super's bytes.
+    pub fn encode(&self) -> [u8; INDEX_SUPER] {
+        let mut bytes = [0; INDEX_SUPER];
+        put(&mut bytes, 0, self.index_offset.to_le_bytes());
+        put(&mut bytes, 8, self.n_records.to_le_bytes());
+        put(&mut bytes, 12, self.n_data.to_le_bytes());
+        checksum::embed(&mut bytes, 20, 0);
+        bytes
+    }
+}
+
+/// The greatest aligned piece at the head of a range: a power of two that divides the address,
+/// within the range and the limit (`0` is none).
+fn aligned_piece(address: u64, blocks: u32, max_io: u32) -> u32 {
+    const GREATEST: u32 = 1 << 31;
+    let by_address = match address.trailing_zeros() {
+        zeros @ 0..31 => 1 << zeros,
+        _ => GREATEST,
+    };
+    let by_limit = if max_io == 0 { GREATEST } else { 1 << max_io.ilog2() };
+    by_address.min(1 << blocks.ilog2()).min(by_limit)
+}
+
+/// Writes an indexed diff. Records may come in any order: a later one wins.
+///
+/// Holds the index, 56 bytes and the map's overhead a piece, and no data.
+pub struct IndexedWriter<W: Write> {
+    out: W,
+    position: u64,
+    max_io: u32,
+    n_data: u32,
+    index: BTreeMap<u64, IndexRecord>,
+}
+
+impl<W: Write> IndexedWriter<W> {
+    /// Writes the file header. Pieces have at most `max_io` blocks, 0 is no limit.
+    pub fn create(mut out: W, uuid: Uuid, max_io: u32) -> std::io::Result<Self> {
+        out.write_all(&FileHeader { format: Format::Indexed, uuid }.encode())?;
+        let position = FILE_HEADER as u64;
+        Ok(Self { out, position, max_io, n_data: 0, index: BTreeMap::new() })
+    }
+
+    /// Appends a record of any number of blocks and its stored bytes.
+    pub fn push(&mut self, record: &OutRecord, stored: &[u8]) -> std::io::Result<()> {
+        if record.size as usize != stored.len() {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "record size and data differ",
+            ));
+        }
+        let entry = IndexRecord {
+            address: record.address,
+            blocks: record.blocks,
+            kind: record.kind,
+            compression: record.compression as u8,
+            data_offset: self.position,
+            data_size: record.size,
+            io_offset: 0,
+            orig_blocks: if record.kind == Kind::Data { record.blocks } else { 0 },
+            io_checksum: record.checksum,
+            rec_checksum: 0,
+        };
+        self.out.write_all(stored)?;
+        self.position += stored.len() as u64;
+        self.n_data += 1;
+        for piece in aligned_pieces(entry, self.max_io) {
+            self.supersede(&piece);
+            self.index.insert(piece.address, piece);
+        }
+        Ok(())
+    }
+
+    /// Removes what `newer` covers; keeps the remains of an older piece around it.
+    fn supersede(&mut self, newer: &IndexRecord) {
+        let end = newer.address + u64::from(newer.blocks);
+        let before = self.index.range(..newer.address).next_back();
+        if let Some(older) = before.map(|(_, r)| *r)
+            && older.address + u64::from(older.blocks) > newer.address
+        {
+            self.index.remove(&older.address);
+            self.keep_remains(&older, newer);
+        }
+        while let Some(older) = self.index.range(newer.address..end).next().map(|(_, r)| *r) {
+            self.index.remove(&older.address);
+            self.keep_remains(&older, newer);
+        }
+    }
+
+    fn keep_remains(&mut self, older: &IndexRecord, newer: &IndexRecord) {
+        let newer_end = newer.address + u64::from(newer.blocks);
+        let older_end = older.address + u64::from(older.blocks);
+        let left = older.address..newer.address.max(older.address);
+        let right = newer_end.min(older_end)..older_end;
+        for range in [left, right] {
+            if range.start >= range.end {
+                continue;
+            }
+            let remains = IndexRecord {
+                address: range.start,
+                blocks: (range.end - range.start) as u32,
+                io_offset: older.io_offset + (range.start - older.address) as u32,
+                ..*older
+            };
+            for piece in aligned_pieces(remains, self.max_io) {
+                self.index.insert(piece.address, piece);
+            }
+        }
+    }
+
+    /// Writes the index and gives the output back (not flushed).
+    pub fn finish(mut self) -> std::io::Result<W> {
+        let index_offset = self.position.next_multiple_of(INDEX_ALIGNMENT);
+        let filling = [0; INDEX_ALIGNMENT as usize];
+        self.out.write_all(&filling[..(index_offset - self.position) as usize])?;
+        let n_records = u32::try_from(self.index.len())
+            .map_err(|_| std::io::Error::other("more than 2^32-1 index records"))?;
+        for record in self.index.values() {
+            self.out.write_all(&record.encode())?;
+        }
+        let end = IndexSuper { index_offset, n_records, n_data: self.n_data };
+        self.out.write_all(&end.encode())?;
+        Ok(self.out)
+    }
+}
+
+/// Cuts a record into aligned pieces that share its stored image.
+fn aligned_pieces(record: IndexRecord, max_io: u32) -> impl Iterator<Item = IndexRecord> {
+    let mut rest = record;
+    std::iter::from_fn(move || {
+        if rest.blocks == 0 {
+            return None;
+        }
+        let blocks = aligned_piece(rest.address, rest.blocks, max_io);
+        let piece = IndexRecord { blocks, ..rest };
+        rest.address += u64::from(blocks);
+        rest.blocks -= blocks;
+        rest.io_offset += blocks;
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_aligned_and_cover_the_range() {
+        for (address, blocks, max_io, expected) in [
+            (21, 7, 2048, vec![1, 2, 4]),
+            (0, 3, 0, vec![2, 1]),
+            (0, u32::MAX, 0, (0..32).rev().map(|bit| 1 << bit).collect()),
+            (4, 8, 3, vec![2, 2, 2, 2]),
+        ] {
+            let record = OutRecord::empty(address, blocks, Kind::Discard);
+            let entry = IndexRecord {
+                address: record.address,
+                blocks: record.blocks,
+                kind: record.kind,
+                compression: 0,
+                data_offset: 0,
+                data_size: 0,
+                io_offset: 0,
+                orig_blocks: 0,
+                io_checksum: 0,
+                rec_checksum: 0,
+            };
+            let sizes: Vec<u32> = aligned_pieces(entry, max_io).map(|p| p.blocks).collect();
+            assert_eq!(sizes, expected, "{address}+{blocks} by {max_io}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What is left of a log's IOs once later ones have superseded earlier ones (reference: "Merge").
+//!
+//! The map holds ranges and the places of their data, never the data, so its memory is bounded by
+//! the number of surviving pieces: about 100 bytes each.
+
+use std::collections::BTreeMap;
+
+use super::Kind;
+
+/// A surviving range of an IO of a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogEntry {
+    /// First block \[lb\].
+    pub address: u64,
+    /// Number of blocks \[lb\].
+    pub blocks: u32,
+    /// Kind of content.
+    pub kind: Kind,
+    /// Absolute byte offset of the data in the log, for data.
+    pub position: u64,
+    /// First block of the IO it is a part of \[lb\]: pieces are cut relative to it.
+    pub origin: u64,
+}
+
+impl LogEntry {
+    const fn end(&self) -> u64 {
+        self.address + self.blocks as u64
+    }
+
+    fn part(&self, from: u64, to: u64) -> Self {
+        let skipped = (from - self.address) * crate::LOGICAL_BLOCK as u64;
+        Self {
+            address: from,
+            blocks: (to - from) as u32,
+            position: if self.kind == Kind::Data { self.position + skipped } else { self.position },
+            ..*self
+        }
+    }
+}
+
+/// An ordered map of ranges without overlap, in which the last insertion wins.
+#[derive(Default)]
+pub struct CutMap {
+    entries: BTreeMap<u64, LogEntry>,
+}
+
+impl CutMap {
+    /// Inserts an IO, cutting away what it covers.
+    pub fn insert(&mut self, newer: LogEntry) {
+        let before = self.entries.range(..newer.address).next_back().map(|(_, e)| *e);
+        if let Some(older) = before
+            && older.end() > newer.address
+        {
+            self.entries.insert(older.address, older.part(older.address, newer.address));
+            self.keep_right_of(&newer, &older);
+        }
+        while let Some(older) =
+            self.entries.range(newer.address..newer.end()).next().map(|(_, e)| *e)
+        {
+            self.entries.remove(&older.address);
+            self.keep_right_of(&newer, &older);
+        }
+        self.entries.insert(newer.address, newer);
+    }
+
+    fn keep_right_of(&mut self, newer: &LogEntry, older: &LogEntry) {
+        if older.end() > newer.end() {
+            let right = older.part(newer.end(), older.end());
+            self.entries.insert(right.address, right);
+        }
+    }
+
+    /// Number of surviving ranges, before cutting to a limit.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if nothing was inserted.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The surviving ranges by address, cut where their IO would have been cut: every `max_io`
+    /// blocks from its start (0: nowhere).
+    ///
+    /// Cutting only here keeps a discard of terabytes one entry in memory, and gives the same
+    /// boundaries as cutting each IO before it is inserted.
+    pub fn into_pieces(self, max_io: u32) -> impl Iterator<Item = LogEntry> {
+        self.entries.into_values().flat_map(move |entry| {
+            let mut from = entry.address;
+            std::iter::from_fn(move || {
+                if from >= entry.end() {
+                    return None;
+                }
+                let to = match u64::from(max_io) {
+                    0 => entry.end(),
+                    step => {
+                        let cell = (from - entry.origin) / step;
+                        entry.end().min(entry.origin + (cell + 1) * step)
+                    }
+                };
+                let piece = entry.part(from, to);
+                from = to;
+                Some(piece)
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io(address: u64, blocks: u32, position: u64) -> LogEntry {
+        LogEntry { address, blocks, kind: Kind::Data, position, origin: address }
+    }
+
+    fn pieces(ios: &[LogEntry], max_io: u32) -> Vec<(u64, u32, u64)> {
+        let mut map = CutMap::default();
+        ios.iter().for_each(|io| map.insert(*io));
+        map.into_pieces(max_io).map(|e| (e.address, e.blocks, e.position)).collect()
+    }
+
+    #[test]
+    fn a_newer_io_in_the_middle_leaves_both_ends() {
+        assert_eq!(
+            pieces(&[io(0, 10, 0), io(4, 2, 9000)], 0),
+            [(0, 4, 0), (4, 2, 9000), (6, 4, 6 * 512)]
+        );
+    }
+
+    #[test]
+    fn remains_are_cut_where_their_io_was() {
+        // The IO is cut at 2, 6, 10; the newer one leaves 2..3 and 5..6 of its second piece.
+        assert_eq!(
+            pieces(&[io(2, 10, 0), io(3, 2, 9000)], 4),
+            [(2, 1, 0), (3, 2, 9000), (5, 1, 1536), (6, 4, 2048), (10, 2, 4096)]
+        );
+    }
+
+    #[test]
+    fn a_whole_cover_removes_all() {
+        assert_eq!(pieces(&[io(2, 3, 0), io(6, 1, 50), io(0, 9, 100)], 0), [(0, 9, 100)]);
+    }
+}
