@@ -1,0 +1,181 @@
+//! Output files that appear under their name only when they are complete and durable.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::{Error, Result};
+
+/// An output being written. Dropped without [`commit`](Self::commit), it leaves nothing behind,
+/// and neither does a kill where the file system has unnamed files.
+pub struct Output {
+    path: PathBuf,
+    target: Target,
+}
+
+enum Target {
+    /// A file without a name yet.
+    Unnamed(File),
+    /// For file systems that cannot make files without a name.
+    Named(NamedTempFile),
+    /// Pipes and devices: written as it comes.
+    Stream(Box<dyn Write + Send>),
+}
+
+impl Output {
+    /// Begins an output. `-` is standard output.
+    pub fn create(path: &Path) -> Result<Self> {
+        let target = if path == Path::new("-") {
+            Target::Stream(Box::new(io::stdout()))
+        } else if is_special(path) {
+            let file = OpenOptions::new().write(true).open(path);
+            Target::Stream(Box::new(file.map_err(|e| Error::file(path, "open for writing", e))?))
+        } else {
+            temporary_beside(path).map_err(|e| Error::file(path, "create", e))?
+        };
+        Ok(Self { path: path.to_owned(), target })
+    }
+
+    /// The file, if it is one that can be written anywhere and may have holes.
+    pub fn as_file(&self) -> Option<&File> {
+        match &self.target {
+            Target::Unnamed(file) => Some(file),
+            Target::Named(file) => Some(file.as_file()),
+            Target::Stream(_) => None,
+        }
+    }
+
+    /// The path it will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// An error about this output.
+    pub fn error(&self, action: &'static str, error: io::Error) -> Error {
+        Error::file(&self.path, action, error)
+    }
+
+    /// Makes the content durable, gives it its name, and makes the name durable.
+    pub fn commit(self) -> Result<()> {
+        let Self { path, target } = self;
+        commit(&path, target).map_err(|e| Error::file(&path, "make complete and durable", e))
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.target {
+            Target::Unnamed(file) => file.write(buf),
+            Target::Named(file) => file.write(buf),
+            Target::Stream(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.target {
+            Target::Unnamed(_) | Target::Named(_) => Ok(()),
+            Target::Stream(stream) => stream.flush(),
+        }
+    }
+}
+
+/// Things that exist under the name and must be written to, not replaced.
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| {
+        let kind = meta.file_type();
+        kind.is_char_device() || kind.is_fifo() || kind.is_block_device() || kind.is_socket()
+    })
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_beside(path: &Path) -> io::Result<Target> {
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let dir = directory_of(path);
+    let unnamed = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o644)
+        .custom_flags(libc::O_TMPFILE)
+        .open(dir);
+    if let Ok(file) = unnamed {
+        return Ok(Target::Unnamed(file));
+    }
+    tempfile::Builder::new().prefix("tmp").rand_bytes(6).tempfile_in(dir).map(Target::Named)
+}
+
+fn commit(path: &Path, target: Target) -> io::Result<()> {
+    match target {
+        Target::Stream(mut stream) => return stream.flush(),
+        Target::Unnamed(file) => {
+            file.sync_all()?;
+            name_unnamed(&file, path)?;
+        }
+        Target::Named(file) => {
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|e| e.error)?;
+        }
+    }
+    File::open(directory_of(path))?.sync_all()
+}
+
+/// Links the file under a temporary name and renames that: a link alone cannot replace a file.
+fn name_unnamed(file: &File, path: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let named = tempfile::Builder::new().prefix("tmp").rand_bytes(6).make_in(
+        directory_of(path),
+        |name| {
+            nix::unistd::linkat(
+                nix::fcntl::AT_FDCWD,
+                Path::new(&from),
+                nix::fcntl::AT_FDCWD,
+                name,
+                nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
+            )
+            .map_err(io::Error::from)
+        },
+    )?;
+    named.persist(path).map(drop).map_err(|e| e.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_appears_before_the_commit_and_nothing_stays_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let names = || std::fs::read_dir(dir.path()).unwrap().count();
+        let mut dropped = Output::create(&path).unwrap();
+        dropped.write_all(b"half").unwrap();
+        drop(dropped);
+        assert_eq!(names(), 0);
+        for content in [b"first", b"other"] {
+            let mut output = Output::create(&path).unwrap();
+            output.write_all(content).unwrap();
+            output.commit().unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+            assert_eq!(names(), 1);
+        }
+    }
+
+    #[test]
+    fn a_directory_is_no_output() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Output::create(dir.path()).is_err());
+        assert!(Output::create(&dir.path().join("missing/out")).is_err());
+    }
+}

@@ -1,0 +1,234 @@
+//! Fetches the data of records: verified, decompressed, cut and compressed anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use walkeep_wire::wdiff::{
+    Body, Codec, CompressOption, Compression, OutRecord, ReadAt, Record, Stored,
+};
+use walkeep_wire::{LOGICAL_BLOCK, blocks_to_bytes};
+
+use crate::Result;
+use crate::input::InputFile;
+
+/// Decompressed images that several records share, kept up to this many bytes.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// The inputs of a job with their labels, in the order in which pieces number them.
+pub struct Sources {
+    files: Vec<(Arc<InputFile>, Arc<str>)>,
+    images: Mutex<ImageCache>,
+}
+
+impl Sources {
+    /// Sources from opened inputs.
+    pub fn new(files: Vec<Arc<InputFile>>) -> Self {
+        let files = files
+            .into_iter()
+            .map(|f| {
+                let name: Arc<str> = f.name().into();
+                (f, name)
+            })
+            .collect();
+        Self { files, images: Mutex::default() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// One input and its label.
+    pub fn get(&self, input: usize) -> (&InputFile, &Arc<str>) {
+        let (file, name) = &self.files[input];
+        (file, name)
+    }
+}
+
+/// Decompressed images by input and position, the least recently used leaving first.
+#[derive(Default)]
+struct ImageCache {
+    images: HashMap<(usize, u64), (Arc<Vec<u8>>, u64)>,
+    bytes: usize,
+    clock: u64,
+}
+
+impl ImageCache {
+    fn get(&mut self, key: (usize, u64)) -> Option<Arc<Vec<u8>>> {
+        self.clock += 1;
+        let clock = self.clock;
+        let (image, used) = self.images.get_mut(&key)?;
+        *used = clock;
+        Some(image.clone())
+    }
+
+    fn put(&mut self, key: (usize, u64), image: Arc<Vec<u8>>) {
+        if image.len() > CACHE_BYTES {
+            return;
+        }
+        while self.bytes + image.len() > CACHE_BYTES {
+            let oldest = self.images.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k);
+            let Some((removed, _)) = oldest.and_then(|key| self.images.remove(&key)) else {
+                break;
+            };
+            self.bytes -= removed.len();
+        }
+        self.clock += 1;
+        self.bytes += image.len();
+        if let Some((replaced, _)) = self.images.insert(key, (image, self.clock)) {
+            self.bytes -= replaced.len();
+        }
+    }
+}
+
+/// One worker's contexts and buffers.
+#[derive(Default)]
+pub struct Fetcher {
+    codec: Codec,
+    stored: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Fetcher {
+    /// Appends the record's plain data, checked, to `out`. Zeros for all-zero and discard.
+    pub fn plain(
+        &mut self,
+        sources: &Sources,
+        input: usize,
+        record: &Record,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let start = out.len();
+        let bytes = blocks_to_bytes(record.blocks) as usize;
+        let Body::Data(stored) = &record.body else {
+            out.resize(start + bytes, 0);
+            return Ok(());
+        };
+        if record.is_whole_image() {
+            return self.whole_image(sources, input, stored, out);
+        }
+        let image = self.shared_image(sources, input, stored)?;
+        let from = stored.image_offset as usize * LOGICAL_BLOCK;
+        out.extend_from_slice(&image[from..from + bytes]);
+        Ok(())
+    }
+
+    fn whole_image(
+        &mut self,
+        sources: &Sources,
+        input: usize,
+        stored: &Stored,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let (file, name) = sources.get(input);
+        if stored.compression == Compression::None {
+            return Ok(stored.load(file, name, out)?);
+        }
+        self.stored.clear();
+        stored.load(file, name, &mut self.stored)?;
+        let start = out.len();
+        out.resize(start + stored.image_bytes() as usize, 0);
+        self.codec
+            .decompress(stored.compression, &self.stored, &mut out[start..])
+            .map_err(|flaw| flaw.shifted(stored.position).in_source(name))?;
+        Ok(())
+    }
+
+    fn shared_image(
+        &mut self,
+        sources: &Sources,
+        input: usize,
+        stored: &Stored,
+    ) -> Result<Arc<Vec<u8>>> {
+        let key = (input, stored.position);
+        if let Some(image) = sources.images.lock().get(key)
+            && image.len() as u64 == stored.image_bytes()
+        {
+            return Ok(image);
+        }
+        let mut image = Vec::new();
+        self.whole_image(sources, input, stored, &mut image)?;
+        let image = Arc::new(image);
+        sources.images.lock().put(key, image.clone());
+        Ok(image)
+    }
+
+    /// Appends the record's stored form to `out`.
+    ///
+    /// Without `compress`, the stored bytes of a record that was not cut are copied as they are,
+    /// and a cut one is compressed by the algorithm it had.
+    pub fn stored(
+        &mut self,
+        sources: &Sources,
+        input: usize,
+        record: &Record,
+        compress: Option<CompressOption>,
+        out: &mut Vec<u8>,
+    ) -> Result<OutRecord> {
+        let Body::Data(stored) = &record.body else {
+            return Ok(OutRecord::empty(record.address, record.blocks, record.kind()));
+        };
+        let start = out.len();
+        if compress.is_none() && record.is_whole_image() {
+            let (file, name) = sources.get(input);
+            stored.load(file, name, out)?;
+            return Ok(OutRecord {
+                address: record.address,
+                blocks: record.blocks,
+                kind: record.kind(),
+                compression: stored.compression,
+                size: stored.size,
+                checksum: stored.checksum,
+            });
+        }
+        let option = compress.unwrap_or(CompressOption {
+            algorithm: stored.compression,
+            level: 0,
+            threads: None,
+        });
+        if option.algorithm == Compression::None {
+            self.plain(sources, input, record, out)?;
+            return Ok(OutRecord::data(record.address, record.blocks, Compression::None, &out[start..]));
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let fetched = self.plain(sources, input, record, &mut plain);
+        let used = fetched.map(|()| self.codec.compress(option.algorithm, option.level, &plain, out));
+        self.plain = plain;
+        Ok(OutRecord::data(record.address, record.blocks, used?, &out[start..]))
+    }
+
+    /// Appends the stored form of data that lies plain in a file, such as a log.
+    pub fn compress_from(
+        &mut self,
+        file: &dyn ReadAt,
+        name: &str,
+        position: u64,
+        range: (u64, u32),
+        option: CompressOption,
+        out: &mut Vec<u8>,
+    ) -> Result<OutRecord> {
+        let (address, blocks) = range;
+        let bytes = blocks_to_bytes(blocks) as usize;
+        let start = out.len();
+        let read = |buf: &mut [u8]| {
+            file.read_exact_at(buf, position)
+                .map_err(|e| walkeep_wire::Error::io(name, position, "data", e))
+        };
+        if option.algorithm == Compression::None {
+            out.resize(start + bytes, 0);
+            read(&mut out[start..])?;
+            return Ok(OutRecord::data(address, blocks, Compression::None, &out[start..]));
+        }
+        self.plain.resize(bytes, 0);
+        read(&mut self.plain)?;
+        let used = self.codec.compress(option.algorithm, option.level, &self.plain, out);
+        Ok(OutRecord::data(address, blocks, used, &out[start..]))
+    }
+}
