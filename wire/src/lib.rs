@@ -23,4 +23,4 @@ pub mod wdiff;
 pub mod wlog;
 
 pub use error::{Error, Flaw, Result};
-pub use units::{Uuid, LOGICAL_BLOCK, blocks_to_bytes};
+pub use units::{LOGICAL_BLOCK, PhysicalBlock, Uuid, blocks_to_bytes};

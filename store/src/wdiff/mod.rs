@@ -22,7 +22,7 @@ use walkeep_wire::wdiff::{Cursor, Merge, Piece};
 use crate::input::{FilePool, InputFile};
 use crate::payload::Sources;
 use crate::pipeline::Job;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Plain bytes of the pieces that one job carries, unless a single piece has more.
 const BATCH_BYTES: u64 = 512 << 10;
@@ -70,9 +70,4 @@ impl Batches {
         }
         Ok((!work.is_empty()).then_some(Job { work, weight }))
     }
-}
-
-/// The path's extension-free label for reports.
-fn refused(text: String) -> Error {
-    Error::Refused(text)
 }

@@ -21,6 +21,16 @@ pub struct Piece {
     pub input: usize,
 }
 
+impl Piece {
+    /// Plain bytes of the piece's data; 0 unless data.
+    pub fn data_bytes(&self) -> u64 {
+        match self.record.kind() {
+            Kind::Data => crate::blocks_to_bytes(self.record.blocks),
+            Kind::AllZero | Kind::Discard => 0,
+        }
+    }
+}
+
 /// A k-way merge of inputs given oldest first.
 ///
 /// It sweeps the addresses once. `upcoming` holds each input's next record that begins behind the
@@ -168,6 +178,14 @@ impl Tally {
         };
         self.records[slot] += 1;
         self.blocks[slot] += u64::from(blocks);
+    }
+
+    /// Adds another count.
+    pub fn join(&mut self, other: &Self) {
+        for kind in 0..3 {
+            self.records[kind] += other.records[kind];
+            self.blocks[kind] += other.blocks[kind];
+        }
     }
 
     /// Records of all kinds.

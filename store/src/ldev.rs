@@ -1,0 +1,429 @@
+//! Log devices offline: format, inspect, cut a wlog out of one, recover after a crash
+//! (reference: "Log device", "Crash recovery").
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use walkeep_wire::checksum::Checksum;
+use walkeep_wire::ldev::redo::{Outcome, Repair, at_bad_record, at_end};
+use walkeep_wire::ldev::ring::{primary_position, secondary_position};
+use walkeep_wire::ldev::{Name, Superblock};
+use walkeep_wire::logpack::{Block, Header, Record, RecordKind, classify, end_block};
+use walkeep_wire::units::INVALID_LSID;
+use walkeep_wire::wdiff::{Kind, Tally};
+use walkeep_wire::wlog::writer::Writer;
+use walkeep_wire::wlog::FileHeader;
+use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
+
+use crate::image::ImageFile;
+use crate::input::size_of_file;
+use crate::output::Output;
+use crate::{Error, Meter, Result, sys};
+
+/// Log data is read in steps of this size.
+const STEP: usize = 1 << 20;
+
+/// A log device open for reading, or for recovery.
+pub struct LogDevice {
+    file: File,
+    path: PathBuf,
+    name: String,
+    superblock: Superblock,
+}
+
+/// How the log of a device ends.
+#[derive(Clone, Debug)]
+pub struct LogEnd {
+    /// Packs up to the end, a partly good last one included.
+    pub packs: u64,
+    /// Bytes of their IOs' data.
+    pub data_bytes: u64,
+    /// What recovery would do there.
+    pub outcome: Outcome,
+    /// Index of the first record with bad data in the last pack.
+    pub bad_record: Option<usize>,
+    /// Why what stands at the end is no pack; not an error.
+    pub reason: String,
+}
+
+/// What a recovery did.
+#[derive(Clone, Debug)]
+pub struct RecoveryReport {
+    /// Where it began.
+    pub from_lsid: u64,
+    /// The end it found.
+    pub end: LogEnd,
+    /// IOs replayed.
+    pub applied: Tally,
+    /// IOs that reach past the end of the image; they were not written.
+    pub outside: Tally,
+}
+
+/// Values of a new log device.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatOptions<'a> {
+    /// Size of the data device \[lb\].
+    pub data_blocks: u64,
+    /// Physical block size.
+    pub pbs: PhysicalBlock,
+    /// Name in the superblock, at most 31 bytes.
+    pub name: &'a str,
+    /// Format although a log device stands there.
+    pub force: bool,
+}
+
+/// Formats `path`, an existing file or block device, as an empty log device.
+///
+/// # Errors
+/// Without `force`, [`Error::Refused`] if it holds a log device already: its log would be lost.
+pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
+    if !options.force && LogDevice::open(path).is_ok() {
+        return Err(Error::Refused(format!(
+            "{}: a log device stands there, and its log would be lost (--force formats it anew)",
+            path.display()
+        )));
+    }
+    let fail = |action| move |e| Error::file(path, action, e);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(fail("open for reading and writing"))?;
+    let size = size_of_file(&file).map_err(fail("inspect"))?;
+    let (uuid, salt) = fresh_identity().map_err(fail("draw random numbers for"))?;
+    let FormatOptions { data_blocks, pbs, name, .. } = *options;
+    let superblock = Superblock::format(uuid, salt, name, data_blocks, size, pbs)
+        .map_err(|flaw| flaw.in_source(&path.display().to_string()))?;
+    check_device_block(path, &file, pbs)?;
+    let bytes = superblock.encode();
+    let write = || {
+        file.write_all_at(&bytes, primary_position())?;
+        file.write_all_at(&bytes, secondary_position(pbs))?;
+        // What stood there before must not be taken for the first pack.
+        file.write_all_at(&vec![0; pbs.bytes()], superblock.ring.position(0))?;
+        file.sync_all()
+    };
+    write().map_err(fail("format"))?;
+    Ok(superblock)
+}
+
+fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
+    let mut bytes = [0; 20];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let (uuid, salt) = bytes.split_at(16);
+    let mut id = [0; 16];
+    id.copy_from_slice(uuid);
+    Ok((Uuid(id), salt.iter().fold(0, |n, byte| n << 8 | u32::from(*byte))))
+}
+
+/// A block device must have the physical block size of its log.
+fn check_device_block(path: &Path, file: &File, pbs: PhysicalBlock) -> Result<()> {
+    let inspect = |e| Error::file(path, "inspect", e);
+    if !file.metadata().map_err(inspect)?.file_type().is_block_device() {
+        return Ok(());
+    }
+    let device = sys::device_block_bytes(file).map_err(inspect)?;
+    if device as usize <= pbs.bytes() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{}: physical block size of the log: expected at least the device's {device}, found {}",
+        path.display(),
+        pbs.bytes()
+    )))
+}
+
+impl LogDevice {
+    /// Opens a log device for reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, OpenOptions::new().read(true))
+    }
+
+    /// Opens a log device for recovery.
+    pub fn open_for_recovery(path: &Path) -> Result<Self> {
+        Self::open_with(path, OpenOptions::new().read(true).write(true))
+    }
+
+    fn open_with(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let file = options.open(path).map_err(|e| Error::file(path, "open", e))?;
+        let size = size_of_file(&file).map_err(|e| Error::file(path, "inspect", e))?;
+        let name = path.display().to_string();
+        let at = primary_position();
+        let mut bytes = vec![0; (size.saturating_sub(at)).min(Superblock::MAX_BYTES as u64) as usize];
+        file.read_exact_at(&mut bytes, at)
+            .map_err(|e| walkeep_wire::Error::io(&name, at, "superblock", e))?;
+        let superblock = Superblock::decode(&bytes, size)
+            .map_err(|flaw| flaw.shifted(at).in_source(&name))?;
+        check_device_block(path, &file, superblock.pbs())?;
+        Ok(Self { file, path: path.to_owned(), name, superblock })
+    }
+
+    /// The superblock.
+    pub const fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The label of errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What stands at the place of `lsid`, and the block itself.
+    fn block_at(&self, lsid: u64) -> Result<(Block, Vec<u8>)> {
+        let Superblock { ring, salt, .. } = self.superblock;
+        let mut block = vec![0; ring.pbs().bytes()];
+        let position = ring.position(lsid);
+        self.read(&mut block, position)?;
+        Ok((classify(&block, ring.pbs(), salt, lsid), block))
+    }
+
+    fn read(&self, into: &mut [u8], position: u64) -> Result<()> {
+        self.file
+            .read_exact_at(into, position)
+            .map_err(|e| walkeep_wire::Error::io(&self.name, position, "log", e).into())
+    }
+
+    /// The pack at `lsid`, or why the log ends there.
+    ///
+    /// # Errors
+    /// A header with the right type, lsid and checksum that breaks a rule: no crash leaves that.
+    fn pack_at(&self, lsid: u64) -> Result<std::result::Result<Header, String>> {
+        let located =
+            |flaw: Flaw| flaw.shifted(self.superblock.ring.position(lsid)).in_source(&self.name);
+        let ring = &self.superblock.ring;
+        match self.block_at(lsid)?.0 {
+            Block::Pack(pack) if u64::from(pack.total_pb) >= ring.size() => {
+                let expected = format!("less than the ring's {} blocks", ring.size());
+                Err(located(Flaw::new(6, "logpack size", expected, pack.total_pb)).into())
+            }
+            Block::Pack(pack) => Ok(Ok(pack)),
+            Block::End => Ok(Err("an end block".to_owned())),
+            Block::NotAPack(flaw) => Ok(Err(flaw.to_string())),
+            Block::Broken(flaw) => Err(located(flaw).into()),
+        }
+    }
+
+    /// Hands the log's blocks of a record to `each` in pieces, and returns whether the checksum of
+    /// its data is right.
+    fn read_record(
+        &self,
+        record: &Record,
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<bool> {
+        let Superblock { ring, salt, .. } = self.superblock;
+        let mut sum = Checksum::new(salt);
+        let mut covered = record.bytes();
+        let mut buffer = vec![0; STEP.min(record.data_pb(ring.pbs()) as usize * ring.pbs().bytes())];
+        for run in ring.runs(record.lsid, u64::from(record.data_pb(ring.pbs()))) {
+            let mut position = run.position;
+            let end = run.position + run.bytes;
+            while position < end {
+                let piece = &mut buffer[..(STEP as u64).min(end - position) as usize];
+                self.read(piece, position)?;
+                let with_sum = covered.min(piece.len() as u64);
+                sum.update(&piece[..with_sum as usize]);
+                covered -= with_sum;
+                each(piece)?;
+                position += piece.len() as u64;
+            }
+        }
+        Ok(record.kind != RecordKind::Data || sum.finish() == record.checksum)
+    }
+
+    /// Finds the end of the log that begins at `from`, checking all data.
+    pub fn find_end(&self, from: u64, meter: &Meter) -> Result<LogEnd> {
+        let Superblock { ring, salt, .. } = self.superblock;
+        let mut lsid = from;
+        let (mut packs, mut data_bytes) = (0, 0);
+        let end = |packs, data_bytes, outcome, bad_record, reason| {
+            Ok(LogEnd { packs, data_bytes, outcome, bad_record, reason })
+        };
+        loop {
+            let pack = match self.pack_at(lsid)? {
+                Ok(pack) => pack,
+                Err(reason) => return end(packs, data_bytes, at_end(lsid), None, reason),
+            };
+            for (index, record) in pack.records.iter().enumerate() {
+                if !self.read_record(record, |_| Ok(()))? {
+                    let outcome = at_bad_record(from, &pack, index, ring.pbs(), salt);
+                    let reason = format!(
+                        "checksum of log data at lsid {}: expected {:08x}",
+                        record.lsid, record.checksum
+                    );
+                    return end(packs + 1, data_bytes, outcome, Some(index), reason);
+                }
+                if record.kind == RecordKind::Data {
+                    data_bytes += record.bytes();
+                }
+            }
+            meter.add(pack.pack_bytes(ring.pbs()));
+            packs += 1;
+            lsid = pack.next_lsid();
+            if lsid - from > ring.size() {
+                let flaw = Flaw::new(
+                    ring.position(lsid),
+                    "length of the log",
+                    format!("at most the ring's {} blocks", ring.size()),
+                    lsid - from,
+                );
+                return Err(flaw.in_source(&self.name).into());
+            }
+        }
+    }
+
+    /// Cuts the log from `begin` (or the oldest lsid) to `end` (or its end) into a wlog. Only whole
+    /// packs are taken. Returns the lsids of the first pack and of the one that would follow.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a `begin` where no pack stands or that is older than the oldest; a
+    /// record whose data is bad: such a log needs recovery first.
+    pub fn cat(
+        &self,
+        output: &Path,
+        begin: Option<u64>,
+        end: Option<u64>,
+        meter: &Meter,
+    ) -> Result<(u64, u64)> {
+        let begin = self.check_begin(begin)?;
+        let end = end.unwrap_or(INVALID_LSID);
+        if begin >= end {
+            return Err(Error::Refused(format!(
+                "{}: end lsid: expected more than {begin}, where the log begins, found {end}",
+                self.name
+            )));
+        }
+        let Superblock { ring, salt, uuid, .. } = self.superblock;
+        let header = FileHeader { salt, pbs: ring.pbs(), uuid, begin_lsid: begin, end_lsid: end };
+        let label = output.display().to_string();
+        let out = BufWriter::with_capacity(STEP, Output::create(output)?);
+        let mut writer = Writer::new(out, &label, header)?;
+        let mut lsid = begin;
+        while let Ok(pack) = self.pack_at(lsid)? {
+            if pack.next_lsid() > end {
+                break;
+            }
+            writer.begin_pack(&self.block_at(lsid)?.1)?;
+            for record in &pack.records {
+                if !self.read_record(record, |piece| Ok(writer.write_data(piece)?))? {
+                    return Err(self.bad_data(record));
+                }
+            }
+            meter.add(pack.pack_bytes(ring.pbs()));
+            lsid = pack.next_lsid();
+            if lsid - begin > ring.size() {
+                break;
+            }
+        }
+        let mut out = writer.finish()?;
+        let path = output;
+        out.flush().map_err(|e| Error::file(path, "write", e))?;
+        out.into_inner().map_err(|e| Error::file(path, "write", e.into_error()))?.commit()?;
+        Ok((begin, lsid))
+    }
+
+    fn bad_data(&self, record: &Record) -> Error {
+        let position = self.superblock.ring.position(record.lsid);
+        let flaw = Flaw::new(
+            position,
+            "checksum of log data",
+            format!("{:08x} (lsid {})", record.checksum, record.lsid),
+            "another; `walkeep ldev redo` recovers a log after a crash, --end stops before a pack",
+        );
+        flaw.in_source(&self.name).into()
+    }
+
+    fn check_begin(&self, begin: Option<u64>) -> Result<u64> {
+        let oldest = self.superblock.oldest_lsid;
+        let Some(begin) = begin else {
+            return Ok(oldest);
+        };
+        let refuse = |expected: String| {
+            let name = &self.name;
+            Err(Error::Refused(format!("{name}: begin lsid: expected {expected}, found {begin}")))
+        };
+        if begin < oldest {
+            return refuse(format!("at least the oldest lsid {oldest}"));
+        }
+        match self.pack_at(begin)? {
+            Ok(_) => Ok(begin),
+            Err(why) => refuse(format!("the lsid of a pack (there: {why})")),
+        }
+    }
+
+    /// Replays the log from the written lsid onto `image`, repairs the end of the log, and notes
+    /// how far it came. Everything is checked before anything is written.
+    pub fn recover(&mut self, image: &ImageFile, meter: &Meter) -> Result<RecoveryReport> {
+        let from_lsid = self.superblock.written_lsid;
+        let end = self.find_end(from_lsid, meter)?;
+        let (applied, outside) = self.replay(from_lsid, &end, image)?;
+        image.sync()?;
+        self.finish(&end.outcome).map_err(|e| Error::file(&self.path, "update", e))?;
+        Ok(RecoveryReport { from_lsid, end, applied, outside })
+    }
+
+    fn replay(&self, from: u64, end: &LogEnd, image: &ImageFile) -> Result<(Tally, Tally)> {
+        let (mut applied, mut outside) = (Tally::default(), Tally::default());
+        let mut lsid = from;
+        let mut data = Vec::new();
+        for number in 1..=end.packs {
+            let Ok(pack) = self.pack_at(lsid)? else {
+                return Err(Error::Refused(format!("{}: changed during recovery", self.name)));
+            };
+            let good = match end.bad_record {
+                Some(index) if number == end.packs => index,
+                _ => pack.records.len(),
+            };
+            for record in pack.records.iter().take(good) {
+                let kind = match record.kind {
+                    RecordKind::Padding => continue,
+                    RecordKind::Data => Kind::Data,
+                    RecordKind::Discard => Kind::Discard,
+                };
+                if !image.holds(record.address, record.blocks) {
+                    outside.add(kind, record.blocks);
+                    continue;
+                }
+                applied.add(kind, record.blocks);
+                if kind == Kind::Discard {
+                    image.clear(record.address, record.blocks, kind)?;
+                    continue;
+                }
+                data.clear();
+                let good = self.read_record(record, |piece| {
+                    data.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                if !good {
+                    return Err(self.bad_data(record));
+                }
+                image.write(record.address, &data[..record.bytes() as usize])?;
+            }
+            lsid = pack.next_lsid();
+        }
+        Ok((applied, outside))
+    }
+
+    /// The data is durable: repairs the end of the log, then moves the written lsid.
+    fn finish(&mut self, outcome: &Outcome) -> std::io::Result<()> {
+        let Superblock { ring, salt, .. } = self.superblock;
+        let repaired = match &outcome.repair {
+            Repair::None => None,
+            Repair::Shrink(header) => Some(header.encode(ring.pbs(), salt)),
+            Repair::EndBlock => Some(end_block(ring.pbs(), salt)),
+        };
+        if let Some(block) = repaired {
+            self.file.write_all_at(&block, ring.position(outcome.lsid))?;
+            self.file.sync_data()?;
+        }
+        self.superblock.written_lsid = outcome.written_lsid;
+        self.file.write_all_at(&self.superblock.encode(), primary_position())?;
+        self.file.sync_data()
+    }
+}
+
+/// The name as text, for listings.
+pub fn name_text(name: &Name) -> String {
+    String::from_utf8_lossy(name.as_bytes()).into_owned()
+}
