@@ -30,6 +30,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A failed operation on a path.
     pub fn file(path: &Path, action: &'static str, error: std::io::Error) -> Self {
-        Self::File { path: path.to_owned(), action, error }
+        Self::File {
+            path: path.to_owned(),
+            action,
+            error,
+        }
     }
 }

@@ -36,7 +36,9 @@ impl FromStr for DiscardPolicy {
             "zero" => Ok(Self::Zero),
             "ignore" => Ok(Self::Ignore),
             "passdown" => Ok(Self::Passdown),
-            other => Err(format!("discard policy {other:?}: expected zero, ignore or passdown")),
+            other => Err(format!(
+                "discard policy {other:?}: expected zero, ignore or passdown"
+            )),
         }
     }
 }
@@ -60,8 +62,18 @@ impl ImageFile {
             .map_err(|e| Error::file(path, "open for reading and writing", e))?;
         let inspect = |e| Error::file(path, "inspect", e);
         let size = size_of_file(&file).map_err(inspect)?;
-        let is_device = file.metadata().map_err(inspect)?.file_type().is_block_device();
-        Ok(Self { file, path: path.to_owned(), size, is_device, discard })
+        let is_device = file
+            .metadata()
+            .map_err(inspect)?
+            .file_type()
+            .is_block_device();
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            size,
+            is_device,
+            discard,
+        })
     }
 
     /// Bytes of the image.
@@ -103,7 +115,8 @@ impl ImageFile {
                 other => other,
             };
         }
-        self.punch(offset, bytes).or_else(|_| self.write_zeros(offset, bytes))
+        self.punch(offset, bytes)
+            .or_else(|_| self.write_zeros(offset, bytes))
     }
 
     fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
@@ -139,6 +152,8 @@ impl ImageFile {
 
     /// Makes all writes durable.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::file(&self.path, "make durable", e))
+        self.file
+            .sync_data()
+            .map_err(|e| Error::file(&self.path, "make durable", e))
     }
 }

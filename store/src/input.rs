@@ -30,8 +30,14 @@ struct OpenFiles {
 
 impl Default for FilePool {
     fn default() -> Self {
-        let open = OpenFiles { by_id: HashMap::new(), next_id: 0, clock: 0 };
-        Self { open: Mutex::new(open) }
+        let open = OpenFiles {
+            by_id: HashMap::new(),
+            next_id: 0,
+            clock: 0,
+        };
+        Self {
+            open: Mutex::new(open),
+        }
     }
 }
 
@@ -43,10 +49,16 @@ impl FilePool {
             return InputFile::spooled(self, path, &mut io::stdin().lock());
         }
         let file = File::open(path).map_err(|e| Error::file(path, "open for reading", e))?;
-        let meta = file.metadata().map_err(|e| Error::file(path, "inspect", e))?;
+        let meta = file
+            .metadata()
+            .map_err(|e| Error::file(path, "inspect", e))?;
         let kind = meta.file_type();
         if kind.is_dir() {
-            return Err(Error::file(path, "read", io::ErrorKind::IsADirectory.into()));
+            return Err(Error::file(
+                path,
+                "read",
+                io::ErrorKind::IsADirectory.into(),
+            ));
         }
         if kind.is_fifo() || kind.is_char_device() {
             return InputFile::spooled(self, path, &mut &file);
@@ -54,7 +66,14 @@ impl FilePool {
         let size = size_of_file(&file).map_err(|e| Error::file(path, "inspect", e))?;
         let identity = (meta.dev(), meta.ino());
         let id = self.admit(Arc::new(file));
-        let input = InputFile { path: path.to_owned(), size, id, kept: None, identity, pool: self.clone() };
+        let input = InputFile {
+            path: path.to_owned(),
+            size,
+            id,
+            kept: None,
+            identity,
+            pool: self.clone(),
+        };
         Ok(input)
     }
 
@@ -71,7 +90,11 @@ impl OpenFiles {
     /// Keeps a file open, closing the one that was not used for longest if there are too many.
     fn keep(&mut self, id: u64, file: Arc<File>) {
         if self.by_id.len() >= OPEN_FILES
-            && let Some(oldest) = self.by_id.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| *id)
+            && let Some(oldest) = self
+                .by_id
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(id, _)| *id)
         {
             self.by_id.remove(&oldest);
         }
@@ -105,7 +128,14 @@ impl InputFile {
             .map_err(|e| Error::file(&std::env::temp_dir(), "make a temporary file", e))?;
         let size = io::copy(from, &mut file).map_err(|e| Error::file(path, "spool", e))?;
         let kept = Some(Arc::new(file));
-        Ok(Self { path: path.to_owned(), size, id: 0, kept, identity: (0, 0), pool: pool.clone() })
+        Ok(Self {
+            path: path.to_owned(),
+            size,
+            id: 0,
+            kept,
+            identity: (0, 0),
+            pool: pool.clone(),
+        })
     }
 
     /// The path it was opened by.
@@ -154,7 +184,9 @@ impl InputFile {
         let file = Arc::new(File::open(&self.path)?);
         let meta = file.metadata()?;
         if (meta.dev(), meta.ino()) != self.identity {
-            return Err(io::Error::other("the file was replaced while it was being read"));
+            return Err(io::Error::other(
+                "the file was replaced while it was being read",
+            ));
         }
         self.pool.open.lock().keep(self.id, file.clone());
         Ok(file)
@@ -174,5 +206,9 @@ impl ReadAt for InputFile {
 /// Bytes of a regular file or a block device.
 pub(crate) fn size_of_file(file: &File) -> io::Result<u64> {
     let meta = file.metadata()?;
-    if meta.file_type().is_block_device() { sys::device_bytes(file) } else { Ok(meta.len()) }
+    if meta.file_type().is_block_device() {
+        sys::device_bytes(file)
+    } else {
+        Ok(meta.len())
+    }
 }

@@ -13,8 +13,8 @@ use walkeep_wire::ldev::{Name, Superblock};
 use walkeep_wire::logpack::{Block, Header, Record, RecordKind, classify, end_block};
 use walkeep_wire::units::INVALID_LSID;
 use walkeep_wire::wdiff::{Kind, Tally};
-use walkeep_wire::wlog::writer::Writer;
 use walkeep_wire::wlog::FileHeader;
+use walkeep_wire::wlog::writer::Writer;
 use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
 
 use crate::image::ImageFile;
@@ -93,7 +93,12 @@ pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
         .map_err(fail("open for reading and writing"))?;
     let size = size_of_file(&file).map_err(fail("inspect"))?;
     let (uuid, salt) = fresh_identity().map_err(fail("draw random numbers for"))?;
-    let FormatOptions { data_blocks, pbs, name, .. } = *options;
+    let FormatOptions {
+        data_blocks,
+        pbs,
+        name,
+        ..
+    } = *options;
     let superblock = Superblock::format(uuid, salt, name, data_blocks, size, pbs)
         .map_err(|flaw| flaw.in_source(&path.display().to_string()))?;
     check_device_block(path, &file, pbs)?;
@@ -115,13 +120,21 @@ fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
     let (uuid, salt) = bytes.split_at(16);
     let mut id = [0; 16];
     id.copy_from_slice(uuid);
-    Ok((Uuid(id), salt.iter().fold(0, |n, byte| n << 8 | u32::from(*byte))))
+    Ok((
+        Uuid(id),
+        salt.iter().fold(0, |n, byte| n << 8 | u32::from(*byte)),
+    ))
 }
 
 /// A block device must have the physical block size of its log.
 fn check_device_block(path: &Path, file: &File, pbs: PhysicalBlock) -> Result<()> {
     let inspect = |e| Error::file(path, "inspect", e);
-    if !file.metadata().map_err(inspect)?.file_type().is_block_device() {
+    if !file
+        .metadata()
+        .map_err(inspect)?
+        .file_type()
+        .is_block_device()
+    {
         return Ok(());
     }
     let device = sys::device_block_bytes(file).map_err(inspect)?;
@@ -147,17 +160,25 @@ impl LogDevice {
     }
 
     fn open_with(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let file = options.open(path).map_err(|e| Error::file(path, "open", e))?;
+        let file = options
+            .open(path)
+            .map_err(|e| Error::file(path, "open", e))?;
         let size = size_of_file(&file).map_err(|e| Error::file(path, "inspect", e))?;
         let name = path.display().to_string();
         let at = primary_position();
-        let mut bytes = vec![0; (size.saturating_sub(at)).min(Superblock::MAX_BYTES as u64) as usize];
+        let mut bytes =
+            vec![0; (size.saturating_sub(at)).min(Superblock::MAX_BYTES as u64) as usize];
         file.read_exact_at(&mut bytes, at)
             .map_err(|e| walkeep_wire::Error::io(&name, at, "superblock", e))?;
-        let superblock = Superblock::decode(&bytes, size)
-            .map_err(|flaw| flaw.shifted(at).in_source(&name))?;
+        let superblock =
+            Superblock::decode(&bytes, size).map_err(|flaw| flaw.shifted(at).in_source(&name))?;
         check_device_block(path, &file, superblock.pbs())?;
-        Ok(Self { file, path: path.to_owned(), name, superblock })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            name,
+            superblock,
+        })
     }
 
     /// The superblock.
@@ -190,8 +211,10 @@ impl LogDevice {
     /// # Errors
     /// A header with the right type, lsid and checksum that breaks a rule: no crash leaves that.
     fn pack_at(&self, lsid: u64) -> Result<std::result::Result<Header, String>> {
-        let located =
-            |flaw: Flaw| flaw.shifted(self.superblock.ring.position(lsid)).in_source(&self.name);
+        let located = |flaw: Flaw| {
+            flaw.shifted(self.superblock.ring.position(lsid))
+                .in_source(&self.name)
+        };
         let ring = &self.superblock.ring;
         match self.block_at(lsid)?.0 {
             Block::Pack(pack) if u64::from(pack.total_pb) >= ring.size() => {
@@ -215,7 +238,8 @@ impl LogDevice {
         let Superblock { ring, salt, .. } = self.superblock;
         let mut sum = Checksum::new(salt);
         let mut covered = record.bytes();
-        let mut buffer = vec![0; STEP.min(record.data_pb(ring.pbs()) as usize * ring.pbs().bytes())];
+        let mut buffer =
+            vec![0; STEP.min(record.data_pb(ring.pbs()) as usize * ring.pbs().bytes())];
         for run in ring.runs(record.lsid, u64::from(record.data_pb(ring.pbs()))) {
             let mut position = run.position;
             let end = run.position + run.bytes;
@@ -238,7 +262,13 @@ impl LogDevice {
         let mut lsid = from;
         let (mut packs, mut data_bytes) = (0, 0);
         let end = |packs, data_bytes, outcome, bad_record, reason| {
-            Ok(LogEnd { packs, data_bytes, outcome, bad_record, reason })
+            Ok(LogEnd {
+                packs,
+                data_bytes,
+                outcome,
+                bad_record,
+                reason,
+            })
         };
         loop {
             let pack = match self.pack_at(lsid)? {
@@ -294,8 +324,16 @@ impl LogDevice {
                 self.name
             )));
         }
-        let Superblock { ring, salt, uuid, .. } = self.superblock;
-        let header = FileHeader { salt, pbs: ring.pbs(), uuid, begin_lsid: begin, end_lsid: end };
+        let Superblock {
+            ring, salt, uuid, ..
+        } = self.superblock;
+        let header = FileHeader {
+            salt,
+            pbs: ring.pbs(),
+            uuid,
+            begin_lsid: begin,
+            end_lsid: end,
+        };
         let label = output.display().to_string();
         let out = BufWriter::with_capacity(STEP, Output::create(output)?);
         let mut writer = Writer::new(out, &label, header)?;
@@ -319,7 +357,9 @@ impl LogDevice {
         let mut out = writer.finish()?;
         let path = output;
         out.flush().map_err(|e| Error::file(path, "write", e))?;
-        out.into_inner().map_err(|e| Error::file(path, "write", e.into_error()))?.commit()?;
+        out.into_inner()
+            .map_err(|e| Error::file(path, "write", e.into_error()))?
+            .commit()?;
         Ok((begin, lsid))
     }
 
@@ -341,7 +381,9 @@ impl LogDevice {
         };
         let refuse = |expected: String| {
             let name = &self.name;
-            Err(Error::Refused(format!("{name}: begin lsid: expected {expected}, found {begin}")))
+            Err(Error::Refused(format!(
+                "{name}: begin lsid: expected {expected}, found {begin}"
+            )))
         };
         if begin < oldest {
             return refuse(format!("at least the oldest lsid {oldest}"));
@@ -359,8 +401,14 @@ impl LogDevice {
         let end = self.find_end(from_lsid, meter)?;
         let (applied, outside) = self.replay(from_lsid, &end, image)?;
         image.sync()?;
-        self.finish(&end.outcome).map_err(|e| Error::file(&self.path, "update", e))?;
-        Ok(RecoveryReport { from_lsid, end, applied, outside })
+        self.finish(&end.outcome)
+            .map_err(|e| Error::file(&self.path, "update", e))?;
+        Ok(RecoveryReport {
+            from_lsid,
+            end,
+            applied,
+            outside,
+        })
     }
 
     fn replay(&self, from: u64, end: &LogEnd, image: &ImageFile) -> Result<(Tally, Tally)> {
@@ -369,7 +417,10 @@ impl LogDevice {
         let mut data = Vec::new();
         for number in 1..=end.packs {
             let Ok(pack) = self.pack_at(lsid)? else {
-                return Err(Error::Refused(format!("{}: changed during recovery", self.name)));
+                return Err(Error::Refused(format!(
+                    "{}: changed during recovery",
+                    self.name
+                )));
             };
             let good = match end.bad_record {
                 Some(index) if number == end.packs => index,
@@ -414,11 +465,13 @@ impl LogDevice {
             Repair::EndBlock => Some(end_block(ring.pbs(), salt)),
         };
         if let Some(block) = repaired {
-            self.file.write_all_at(&block, ring.position(outcome.lsid))?;
+            self.file
+                .write_all_at(&block, ring.position(outcome.lsid))?;
             self.file.sync_data()?;
         }
         self.superblock.written_lsid = outcome.written_lsid;
-        self.file.write_all_at(&self.superblock.encode(), primary_position())?;
+        self.file
+            .write_all_at(&self.superblock.encode(), primary_position())?;
         self.file.sync_data()
     }
 }

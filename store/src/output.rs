@@ -33,11 +33,16 @@ impl Output {
             Target::Stream(Box::new(io::stdout()))
         } else if is_special(path) {
             let file = OpenOptions::new().write(true).open(path);
-            Target::Stream(Box::new(file.map_err(|e| Error::file(path, "open for writing", e))?))
+            Target::Stream(Box::new(
+                file.map_err(|e| Error::file(path, "open for writing", e))?,
+            ))
         } else {
             temporary_beside(path).map_err(|e| Error::file(path, "create", e))?
         };
-        Ok(Self { path: path.to_owned(), target })
+        Ok(Self {
+            path: path.to_owned(),
+            target,
+        })
     }
 
     /// The file, if it is one that can be written anywhere and may have holes.
@@ -112,7 +117,11 @@ fn temporary_beside(path: &Path) -> io::Result<Target> {
     if let Ok(file) = unnamed {
         return Ok(Target::Unnamed(file));
     }
-    tempfile::Builder::new().prefix("tmp").rand_bytes(6).tempfile_in(dir).map(Target::Named)
+    tempfile::Builder::new()
+        .prefix("tmp")
+        .rand_bytes(6)
+        .tempfile_in(dir)
+        .map(Target::Named)
 }
 
 fn commit(path: &Path, target: Target) -> io::Result<()> {
@@ -123,7 +132,8 @@ fn commit(path: &Path, target: Target) -> io::Result<()> {
             name_unnamed(&file, path)?;
         }
         Target::Named(file) => {
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            file.as_file()
+                .set_permissions(std::fs::Permissions::from_mode(0o644))?;
             file.as_file().sync_all()?;
             file.persist(path).map_err(|e| e.error)?;
         }
@@ -134,9 +144,10 @@ fn commit(path: &Path, target: Target) -> io::Result<()> {
 /// Links the file under a temporary name and renames that: a link alone cannot replace a file.
 fn name_unnamed(file: &File, path: &Path) -> io::Result<()> {
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let named = tempfile::Builder::new().prefix("tmp").rand_bytes(6).make_in(
-        directory_of(path),
-        |name| {
+    let named = tempfile::Builder::new()
+        .prefix("tmp")
+        .rand_bytes(6)
+        .make_in(directory_of(path), |name| {
             nix::unistd::linkat(
                 nix::fcntl::AT_FDCWD,
                 Path::new(&from),
@@ -145,8 +156,7 @@ fn name_unnamed(file: &File, path: &Path) -> io::Result<()> {
                 nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
             )
             .map_err(io::Error::from)
-        },
-    )?;
+        })?;
     named.persist(path).map(drop).map_err(|e| e.error)
 }
 

@@ -31,7 +31,10 @@ impl Sources {
                 (f, name)
             })
             .collect();
-        Self { files, images: Mutex::default() }
+        Self {
+            files,
+            images: Mutex::default(),
+        }
     }
 
     /// How many there are.
@@ -73,7 +76,11 @@ impl ImageCache {
             return;
         }
         while self.bytes + image.len() > CACHE_BYTES {
-            let oldest = self.images.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k);
+            let oldest = self
+                .images
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(k, _)| *k);
             let Some((removed, _)) = oldest.and_then(|key| self.images.remove(&key)) else {
                 break;
             };
@@ -172,7 +179,11 @@ impl Fetcher {
         out: &mut Vec<u8>,
     ) -> Result<OutRecord> {
         let Body::Data(stored) = &record.body else {
-            return Ok(OutRecord::empty(record.address, record.blocks, record.kind()));
+            return Ok(OutRecord::empty(
+                record.address,
+                record.blocks,
+                record.kind(),
+            ));
         };
         let start = out.len();
         if compress.is_none() && record.is_whole_image() {
@@ -194,14 +205,27 @@ impl Fetcher {
         });
         if option.algorithm == Compression::None {
             self.plain(sources, input, record, out)?;
-            return Ok(OutRecord::data(record.address, record.blocks, Compression::None, &out[start..]));
+            return Ok(OutRecord::data(
+                record.address,
+                record.blocks,
+                Compression::None,
+                &out[start..],
+            ));
         }
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
         let fetched = self.plain(sources, input, record, &mut plain);
-        let used = fetched.map(|()| self.codec.compress(option.algorithm, option.level, &plain, out));
+        let used = fetched.map(|()| {
+            self.codec
+                .compress(option.algorithm, option.level, &plain, out)
+        });
         self.plain = plain;
-        Ok(OutRecord::data(record.address, record.blocks, used?, &out[start..]))
+        Ok(OutRecord::data(
+            record.address,
+            record.blocks,
+            used?,
+            &out[start..],
+        ))
     }
 
     /// Appends the stored form of data that lies plain in a file, such as a log.
@@ -224,11 +248,18 @@ impl Fetcher {
         if option.algorithm == Compression::None {
             out.resize(start + bytes, 0);
             read(&mut out[start..])?;
-            return Ok(OutRecord::data(address, blocks, Compression::None, &out[start..]));
+            return Ok(OutRecord::data(
+                address,
+                blocks,
+                Compression::None,
+                &out[start..],
+            ));
         }
         self.plain.resize(bytes, 0);
         read(&mut self.plain)?;
-        let used = self.codec.compress(option.algorithm, option.level, &self.plain, out);
+        let used = self
+            .codec
+            .compress(option.algorithm, option.level, &self.plain, out);
         Ok(OutRecord::data(address, blocks, used, &out[start..]))
     }
 }

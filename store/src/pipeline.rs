@@ -21,7 +21,10 @@ pub struct Workers {
 impl Workers {
     /// `threads` workers with the customary window.
     pub fn new(threads: usize) -> Self {
-        Self { threads: threads.clamp(1, 255), window: 12 << 20 }
+        Self {
+            threads: threads.clamp(1, 255),
+            window: 12 << 20,
+        }
     }
 }
 
@@ -82,7 +85,12 @@ pub fn ordered<J: Send, R: Send, E: Send, S>(
             scope.spawn(move || run_worker(&todo, answers, state, work));
         }
         drop((todo, answers));
-        let mut flight = Flight { first: 0, weights: VecDeque::new(), bytes: 0, landed: VecDeque::new() };
+        let mut flight = Flight {
+            first: 0,
+            weights: VecDeque::new(),
+            bytes: 0,
+            landed: VecDeque::new(),
+        };
         let mut last: Option<Result<(), E>> = None;
         loop {
             while last.is_none() && flight.has_room(&workers) {
@@ -173,16 +181,26 @@ mod tests {
         let mut next = 0;
         let mut seen = Vec::new();
         let result = ordered(
-            Workers { threads, window: 10 },
+            Workers {
+                threads,
+                window: 10,
+            },
             || {
                 next += 1;
-                Ok((next <= count).then_some(Job { work: next, weight: next % 4 }))
+                Ok((next <= count).then_some(Job {
+                    work: next,
+                    weight: next % 4,
+                }))
             },
             || (),
             |(), n| {
                 // Later jobs finish first.
                 std::thread::yield_now();
-                if bad.is_some_and(|bad| n >= bad) { Err(n) } else { Ok(n * n) }
+                if bad.is_some_and(|bad| n >= bad) {
+                    Err(n)
+                } else {
+                    Ok(n * n)
+                }
             },
             |r| {
                 seen.push(r);
@@ -197,7 +215,10 @@ mod tests {
         for threads in [1, 2, 5] {
             let squares: Vec<u64> = (1..=500).map(|n| n * n).collect();
             assert_eq!(run(threads, 500, None), (squares.clone(), Ok(())));
-            assert_eq!(run(threads, 500, Some(77)), (squares[..76].to_vec(), Err(77)));
+            assert_eq!(
+                run(threads, 500, Some(77)),
+                (squares[..76].to_vec(), Err(77))
+            );
         }
     }
 
@@ -206,10 +227,16 @@ mod tests {
         let caught = std::panic::catch_unwind(|| {
             let mut left = 100;
             ordered(
-                Workers { threads: 3, window: 10 },
+                Workers {
+                    threads: 3,
+                    window: 10,
+                },
                 || {
                     left -= 1;
-                    Ok::<_, ()>((left > 0).then_some(Job { work: left, weight: 1 }))
+                    Ok::<_, ()>((left > 0).then_some(Job {
+                        work: left,
+                        weight: 1,
+                    }))
                 },
                 || (),
                 |(), n| {

@@ -7,8 +7,16 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 mod ioctl {
-    nix::ioctl_read_bad!(blk_get_size64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
-    nix::ioctl_read_bad!(blk_get_pbs, nix::request_code_none!(0x12, 123), libc::c_uint);
+    nix::ioctl_read_bad!(
+        blk_get_size64,
+        nix::request_code_read!(0x12, 114, size_of::<usize>()),
+        u64
+    );
+    nix::ioctl_read_bad!(
+        blk_get_pbs,
+        nix::request_code_none!(0x12, 123),
+        libc::c_uint
+    );
     nix::ioctl_write_ptr_bad!(blk_discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blk_zeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
 }

@@ -27,7 +27,12 @@ impl Flaw {
         expected: impl Display,
         found: impl Display,
     ) -> Self {
-        Self { offset, what, expected: expected.to_string(), found: found.to_string() }
+        Self {
+            offset,
+            what,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
     }
 
     /// The same flaw, seen from a container that starts `base` bytes earlier.
@@ -40,7 +45,10 @@ impl Flaw {
     /// The flaw with the name of the file, device, pipe or peer it was found in.
     #[must_use]
     pub fn in_source(self, source: &str) -> Error {
-        Error::Data { source_name: source.to_owned(), flaw: Box::new(self) }
+        Error::Data {
+            source_name: source.to_owned(),
+            flaw: Box::new(self),
+        }
     }
 }
 
@@ -75,9 +83,14 @@ impl Error {
     /// An I/O error at a place. An unexpected end is a flaw of the data: the source is cut short.
     pub fn io(source: &str, offset: u64, what: &'static str, error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            return Flaw::new(offset, what, "more bytes", "end of data (truncated)").in_source(source);
+            return Flaw::new(offset, what, "more bytes", "end of data (truncated)")
+                .in_source(source);
         }
-        Self::Io { source_name: source.to_owned(), offset, error }
+        Self::Io {
+            source_name: source.to_owned(),
+            offset,
+            error,
+        }
     }
 }
 

@@ -39,7 +39,9 @@ impl Uuid {
         if digits.len() != 32 || !digits.iter().all(u8::is_ascii_hexdigit) {
             return None;
         }
-        u128::from_str_radix(text, 16).ok().map(|n| Self(n.to_be_bytes()))
+        u128::from_str_radix(text, 16)
+            .ok()
+            .map(|n| Self(n.to_be_bytes()))
     }
 }
 
@@ -70,7 +72,13 @@ impl PhysicalBlock {
     /// Accepts the four legal sizes; `at` is the offset of the field, for the error.
     pub fn new(bytes: u32, at: u64) -> Result<Self, Flaw> {
         let legal = matches!(bytes, 512 | 1024 | 2048 | 4096);
-        demand!(legal, at, "physical block size", "512, 1024, 2048 or 4096", bytes);
+        demand!(
+            legal,
+            at,
+            "physical block size",
+            "512, 1024, 2048 or 4096",
+            bytes
+        );
         Ok(Self(bytes))
     }
 

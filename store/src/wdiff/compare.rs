@@ -63,7 +63,12 @@ impl Comparison {
                 a.name()
             )));
         }
-        Ok(Self { a, b, a_bytes, b_bytes })
+        Ok(Self {
+            a,
+            b,
+            a_bytes,
+            b_bytes,
+        })
     }
 }
 
@@ -110,7 +115,9 @@ pub fn write_difference(
             Ok((records, data))
         },
         |(records, data)| {
-            writer.push(&records, data).map_err(|e| Error::file(path, "write", e))
+            writer
+                .push(&records, data)
+                .map_err(|e| Error::file(path, "write", e))
         },
     )?;
     let tally = writer.tally;
@@ -134,7 +141,10 @@ fn each_chunk<R: Send>(
             let start = next;
             let length = CHUNK.min(size - start);
             next += length;
-            Ok((length > 0).then_some(Job { work: (start, length), weight: 2 * length }))
+            Ok((length > 0).then_some(Job {
+                work: (start, length),
+                weight: 2 * length,
+            }))
         },
         Chunks::default,
         |chunks, (start, length)| Ok((work(chunks, start, length)?, length)),
@@ -196,7 +206,8 @@ impl Chunks {
         }
         let position = part.address * LOGICAL_BLOCK as u64;
         let range = (part.address, part.blocks);
-        self.fetcher.compress_from(&images.b, &images.b.name(), position, range, compress, data)
+        self.fetcher
+            .compress_from(&images.b, &images.b.name(), position, range, compress, data)
     }
 }
 
@@ -222,17 +233,25 @@ fn kind_of(image: &InputFile, bytes: &[u8], at: u64) -> Result<Kind> {
     if !is_zero(bytes) {
         return Ok(Kind::Data);
     }
-    let data = image.next_data(at).map_err(|e| Error::file(image.path(), "find data", e))?;
+    let data = image
+        .next_data(at)
+        .map_err(|e| Error::file(image.path(), "find data", e))?;
     let is_hole = data >= at + bytes.len() as u64;
-    Ok(if is_hole { Kind::Discard } else { Kind::AllZero })
+    Ok(if is_hole {
+        Kind::Discard
+    } else {
+        Kind::AllZero
+    })
 }
 
 /// Cuts a difference to records of at most `max_io` blocks (0: none is cut).
 fn cut(found: Difference, max_io: u32) -> impl Iterator<Item = Difference> {
     let step = if max_io == 0 { found.blocks } else { max_io };
-    (0..found.blocks).step_by(step as usize).map(move |from| Difference {
-        address: found.address + u64::from(from),
-        blocks: step.min(found.blocks - from),
-        kind: found.kind,
-    })
+    (0..found.blocks)
+        .step_by(step as usize)
+        .map(move |from| Difference {
+            address: found.address + u64::from(from),
+            blocks: step.min(found.blocks - from),
+            kind: found.kind,
+        })
 }

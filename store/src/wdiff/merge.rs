@@ -76,16 +76,27 @@ pub fn merge(
         },
         |(records, data)| {
             meter.add(data.len() as u64);
-            writer.push(&records, data).map_err(|e| Error::file(output_path, "write", e))
+            writer
+                .push(&records, data)
+                .map_err(|e| Error::file(output_path, "write", e))
         },
     )?;
     let (tally, stored_bytes) = (writer.tally, writer.stored_bytes);
     writer.finish()?;
-    Ok(MergeReport { uuid, tally, stored_bytes })
+    Ok(MergeReport {
+        uuid,
+        tally,
+        stored_bytes,
+    })
 }
 
 fn check_uuids(inputs: &[PathBuf], uuids: &[Uuid]) -> Result<()> {
-    let known = || inputs.iter().zip(uuids).filter(|(_, uuid)| **uuid != Uuid::ZERO);
+    let known = || {
+        inputs
+            .iter()
+            .zip(uuids)
+            .filter(|(_, uuid)| **uuid != Uuid::ZERO)
+    };
     let Some((first_path, first)) = known().next() else {
         return Ok(());
     };

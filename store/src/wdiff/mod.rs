@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use walkeep_wire::wdiff::{Cursor, Merge, Piece};
 
+use crate::Result;
 use crate::input::{FilePool, InputFile};
 use crate::payload::Sources;
 use crate::pipeline::Job;
-use crate::Result;
 
 /// Plain bytes of the pieces that one job carries, unless a single piece has more.
 const BATCH_BYTES: u64 = 512 << 10;
@@ -51,7 +51,10 @@ struct Batches {
 
 impl Batches {
     fn new(cursors: Vec<Cursor<Arc<InputFile>>>, max_io: u32) -> Self {
-        Self { merge: Merge::new(cursors, max_io), phase: 0 }
+        Self {
+            merge: Merge::new(cursors, max_io),
+            phase: 0,
+        }
     }
 
     fn next(&mut self) -> Result<Option<Job<Vec<Piece>>>> {

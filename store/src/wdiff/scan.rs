@@ -81,9 +81,15 @@ impl Chunks<'_> {
         if end == self.size {
             self.clipped += 1;
         } else {
-            self.next = Some(Piece { record: record.part(end_block, record.end()), ..piece });
+            self.next = Some(Piece {
+                record: record.part(end_block, record.end()),
+                ..piece
+            });
         }
-        Ok(Some(Piece { record: record.part(record.address, end_block), ..piece }))
+        Ok(Some(Piece {
+            record: record.part(record.address, end_block),
+            ..piece
+        }))
     }
 
     fn next(&mut self) -> Result<Option<Job<Chunk>>> {
@@ -102,7 +108,15 @@ impl Chunks<'_> {
         }
         let base_is_hole = self.data_from >= end;
         self.position = end;
-        Ok(Some(Job { work: Chunk { start, end, pieces, base_is_hole }, weight: end - start }))
+        Ok(Some(Job {
+            work: Chunk {
+                start,
+                end,
+                pieces,
+                base_is_hole,
+            },
+            weight: end - start,
+        }))
     }
 
     fn count_beyond(&mut self) -> Result<Option<Job<Chunk>>> {
@@ -125,7 +139,9 @@ fn scan_chunks(
     let (cursors, sources) = open_all(diffs)?;
     let pool = Arc::new(FilePool::default());
     let base = pool.open(base)?;
-    let size = base.size().map_err(|e| Error::file(base.path(), "inspect", e))?;
+    let size = base
+        .size()
+        .map_err(|e| Error::file(base.path(), "inspect", e))?;
     check_whole_blocks(&base, size)?;
     meter.expect(size);
     let mut chunks = Chunks {
@@ -150,7 +166,11 @@ fn scan_chunks(
             consume(start, end - start, bytes.as_deref())
         },
     )?;
-    Ok(ImageSize { bytes: size, from_diffs, clipped: chunks.clipped })
+    Ok(ImageSize {
+        bytes: size,
+        from_diffs,
+        clipped: chunks.clipped,
+    })
 }
 
 fn check_whole_blocks(base: &InputFile, size: u64) -> Result<()> {
@@ -172,15 +192,29 @@ fn fill(
     chunk: Chunk,
 ) -> Result<Filled> {
     let block = LOGICAL_BLOCK as u64;
-    let Chunk { start, end, pieces, base_is_hole } = chunk;
+    let Chunk {
+        start,
+        end,
+        pieces,
+        base_is_hole,
+    } = chunk;
     let zeros = pieces.iter().all(|p| p.record.kind() != Kind::Data);
-    let diff_bytes = pieces.iter().map(|p| u64::from(p.record.blocks) * block).sum();
+    let diff_bytes = pieces
+        .iter()
+        .map(|p| u64::from(p.record.blocks) * block)
+        .sum();
     if zeros && (base_is_hole || diff_bytes == end - start) {
         return Ok((start, end, None, diff_bytes));
     }
     let mut bytes = Vec::with_capacity((end - start) as usize);
     for piece in pieces {
-        read_base(base, base_is_hole, start, piece.record.address * block, &mut bytes)?;
+        read_base(
+            base,
+            base_is_hole,
+            start,
+            piece.record.address * block,
+            &mut bytes,
+        )?;
         fetcher.plain(sources, piece.input, &piece.record, &mut bytes)?;
     }
     read_base(base, base_is_hole, start, end, &mut bytes)?;
@@ -221,7 +255,8 @@ pub fn scan(
         write_chunk(&mut output, offset, length, bytes).map_err(|e| output.error("write", e))
     })?;
     if let Some(file) = output.as_file() {
-        file.set_len(size.bytes).map_err(|e| output.error("set the size of", e))?;
+        file.set_len(size.bytes)
+            .map_err(|e| output.error("set the size of", e))?;
     }
     output.commit()?;
     Ok(size)
@@ -257,7 +292,10 @@ pub fn hash_image(image: &Path, bulk: u64, workers: Workers, meter: &Meter) -> R
             let number = next;
             next += 1;
             let length = bulk.min(size.saturating_sub(start));
-            Ok((length > 0).then_some(Job { work: (number, start, length), weight: length }))
+            Ok((length > 0).then_some(Job {
+                work: (number, start, length),
+                weight: length,
+            }))
         },
         Vec::new,
         |bytes, (number, start, length)| {
@@ -265,11 +303,14 @@ pub fn hash_image(image: &Path, bulk: u64, workers: Workers, meter: &Meter) -> R
             file.read_exact_at(bytes, start)
                 .map_err(|e| walkeep_wire::Error::io(&file.name(), start, "image", e))?;
             // Seeds are 32 bits wide by definition; the count wraps with them.
-            Ok((murmur3::hash128(bytes, number as u32), length))
+            Ok((murmur3::murmur3(bytes, number as u32), length))
         },
         |(hash, length)| {
             meter.add(length);
-            total.iter_mut().zip(hash).for_each(|(sum, byte)| *sum ^= byte);
+            total
+                .iter_mut()
+                .zip(hash)
+                .for_each(|(sum, byte)| *sum ^= byte);
             Ok::<_, Error>(())
         },
     )?;

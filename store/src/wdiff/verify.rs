@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use walkeep_wire::wdiff::{Compression, FileHeader, IndexSuper, Kind, Tally, Body};
+use walkeep_wire::wdiff::{Body, Compression, FileHeader, IndexSuper, Kind, Tally};
 
 use super::{Batches, open_all};
 use crate::payload::Fetcher;
@@ -27,7 +27,12 @@ pub struct VerifyReport {
 }
 
 /// Checks the whole diff at `path`; without `payloads`, its headers and records only.
-pub fn verify(path: &Path, payloads: bool, workers: Workers, meter: &Meter) -> Result<VerifyReport> {
+pub fn verify(
+    path: &Path,
+    payloads: bool,
+    workers: Workers,
+    meter: &Meter,
+) -> Result<VerifyReport> {
     let (cursors, sources) = open_all(&[path])?;
     let cursor = &cursors[0];
     let mut report = VerifyReport {

@@ -44,7 +44,11 @@ impl DiffWriter {
             Format::Indexed => IndexedWriter::create(out, uuid, shape.max_io).map(Target::Indexed),
         };
         let to = to.map_err(|e| crate::Error::file(&path, "write", e))?;
-        Ok(Self { to, tally: Tally::default(), stored_bytes: 0 })
+        Ok(Self {
+            to,
+            tally: Tally::default(),
+            stored_bytes: 0,
+        })
     }
 
     /// Adds records whose stored bytes lie in `data` one after the other.
@@ -76,6 +80,8 @@ impl DiffWriter {
             out.flush()?;
             out.into_inner().map_err(|e| e.into_error())
         });
-        flushed.map_err(|e| crate::Error::Refused(format!("cannot write the diff: {e}")))?.commit()
+        flushed
+            .map_err(|e| crate::Error::Refused(format!("cannot write the diff: {e}")))?
+            .commit()
     }
 }

@@ -70,9 +70,15 @@ pub fn convert(
             write_sorted(&log, survivors, writer, output, options, meter)?
         }
     };
-    let lsids = batches.statistics.map_or((0, 0), |s| (s.begin_lsid, s.real_end_lsid));
-    let report =
-        ConvertReport { uuid, lsids, tally: writer.tally, stored_bytes: writer.stored_bytes };
+    let lsids = batches
+        .statistics
+        .map_or((0, 0), |s| (s.begin_lsid, s.real_end_lsid));
+    let report = ConvertReport {
+        uuid,
+        lsids,
+        tally: writer.tally,
+        stored_bytes: writer.stored_bytes,
+    };
     writer.finish()?;
     Ok(report)
 }
@@ -119,7 +125,9 @@ fn append_all(
         },
         |(records, data)| {
             meter.add(records.iter().map(|r| plain_bytes(r.kind, r.blocks)).sum());
-            writer.push(&records, data).map_err(|e| Error::file(output, "write", e))
+            writer
+                .push(&records, data)
+                .map_err(|e| Error::file(output, "write", e))
         },
     )?;
     Ok(writer)
@@ -142,10 +150,22 @@ fn survey(
                 .collect::<Result<Vec<_>>>()
         },
         |ios| {
-            for (kind, LogIo { record, position, .. }) in ios {
+            for (
+                kind,
+                LogIo {
+                    record, position, ..
+                },
+            ) in ios
+            {
                 let (address, blocks) = (record.address, record.blocks);
                 meter.add(plain_bytes(kind, blocks));
-                survivors.insert(LogEntry { address, blocks, kind, position, origin: address });
+                survivors.insert(LogEntry {
+                    address,
+                    blocks,
+                    kind,
+                    position,
+                    origin: address,
+                });
             }
             Ok::<_, Error>(())
         },
@@ -200,12 +220,18 @@ fn write_sorted(
         },
         |(records, data, plain)| {
             meter.add(plain);
-            writer.push(&records, data).map_err(|e| Error::file(output, "write", e))
+            writer
+                .push(&records, data)
+                .map_err(|e| Error::file(output, "write", e))
         },
     )?;
     Ok(writer)
 }
 
 fn plain_bytes(kind: Kind, blocks: u32) -> u64 {
-    if kind == Kind::Data { blocks_to_bytes(blocks) } else { 0 }
+    if kind == Kind::Data {
+        blocks_to_bytes(blocks)
+    } else {
+        0
+    }
 }

@@ -7,9 +7,9 @@ use walkeep_wire::bytes::is_zero;
 use walkeep_wire::checksum::Checksum;
 use walkeep_wire::logpack::{Record, RecordKind};
 use walkeep_wire::wdiff::ReadAt;
+use walkeep_wire::wlog::FileHeader;
 use walkeep_wire::wlog::text::Statistics;
 use walkeep_wire::wlog::walk::{Step, Walk};
-use walkeep_wire::wlog::FileHeader;
 use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
 
 use crate::input::{FilePool, InputFile};
@@ -49,12 +49,18 @@ impl LogFile {
 
     /// Bytes of the file.
     pub fn bytes(&self) -> Result<u64> {
-        self.file.size().map_err(|e| Error::file(self.file.path(), "inspect", e))
+        self.file
+            .size()
+            .map_err(|e| Error::file(self.file.path(), "inspect", e))
     }
 
     /// Walks the headers from the start.
     pub fn scan(&self) -> Result<Scan<'_>> {
-        Ok(Scan { log: self, walk: Walk::new(), size: self.bytes()? })
+        Ok(Scan {
+            log: self,
+            walk: Walk::new(),
+            size: self.bytes()?,
+        })
     }
 
     /// The first file header.
@@ -79,7 +85,8 @@ impl LogFile {
             zero = zero && is_zero(piece);
             at += piece.len() as u64;
         }
-        io.compare(sum.finish()).map_err(|flaw| flaw.in_source(&self.name))?;
+        io.compare(sum.finish())
+            .map_err(|flaw| flaw.in_source(&self.name))?;
         Ok(zero)
     }
 
@@ -106,7 +113,12 @@ impl Scan<'_> {
             return Ok(None);
         }
         let left = self.size.saturating_sub(position);
-        let mut bytes = vec![0; self.walk.need().min(usize::try_from(left).unwrap_or(usize::MAX))];
+        let mut bytes = vec![
+            0;
+            self.walk
+                .need()
+                .min(usize::try_from(left).unwrap_or(usize::MAX))
+        ];
         self.log.read(&mut bytes, position)?;
         Ok(Some(self.walk.feed(&bytes).map_err(located)?))
     }
@@ -153,7 +165,13 @@ pub(super) struct LogBatches<'a> {
 impl<'a> LogBatches<'a> {
     pub(super) fn new(log: &'a LogFile) -> Result<Self> {
         let ios = Vec::new().into_iter();
-        Ok(Self { scan: log.scan()?, ios, header: None, uuid: None, statistics: None })
+        Ok(Self {
+            scan: log.scan()?,
+            ios,
+            header: None,
+            uuid: None,
+            statistics: None,
+        })
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Job<Vec<LogIo>>>> {
@@ -208,7 +226,11 @@ impl<'a> LogBatches<'a> {
             .records
             .iter()
             .filter(|record| record.kind != RecordKind::Padding)
-            .map(|record| LogIo { record: *record, position: at + record.data_offset(pbs), salt })
+            .map(|record| LogIo {
+                record: *record,
+                position: at + record.data_offset(pbs),
+                salt,
+            })
             .collect();
         self.ios = ios.into_iter();
     }
@@ -251,9 +273,12 @@ pub fn verify(path: &Path, workers: Workers, meter: &Meter) -> Result<VerifyRepo
         },
     )?;
     match (batches.header, batches.statistics) {
-        (Some(header), Some(statistics)) => {
-            Ok(VerifyReport { uuid: header.uuid, pbs: header.pbs, statistics, file_bytes })
-        }
+        (Some(header), Some(statistics)) => Ok(VerifyReport {
+            uuid: header.uuid,
+            pbs: header.pbs,
+            statistics,
+            file_bytes,
+        }),
         _ => Err(Error::Refused(format!("{}: no wlog header", log.name()))),
     }
 }

@@ -36,8 +36,14 @@ pub enum Compression {
 
 impl Compression {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::None, Self::Gzip, Self::Snappy, Self::Lzma, Self::Lz4, Self::Zstd];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::Gzip,
+        Self::Snappy,
+        Self::Lzma,
+        Self::Lz4,
+        Self::Zstd,
+    ];
 
     /// The one with this number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -76,7 +82,11 @@ pub struct CompressOption {
 
 impl Default for CompressOption {
     fn default() -> Self {
-        Self { algorithm: Compression::Snappy, level: 0, threads: None }
+        Self {
+            algorithm: Compression::Snappy,
+            level: 0,
+            threads: None,
+        }
     }
 }
 
@@ -110,8 +120,14 @@ impl FromStr for CompressOption {
             ),
         };
         match fields.next() {
-            None => Ok(Self { algorithm, level, threads }),
-            Some(rest) => Err(format!("compression option: unexpected {rest:?} after the threads")),
+            None => Ok(Self {
+                algorithm,
+                level,
+                threads,
+            }),
+            Some(rest) => Err(format!(
+                "compression option: unexpected {rest:?} after the threads"
+            )),
         }
     }
 }
@@ -246,9 +262,8 @@ impl Codec {
             Compression::Zstd => self.zstd_decompress(stored, plain),
             Compression::Lzma => xz_decompress(stored, plain),
         };
-        let (used, made) = sizes.map_err(|why| {
-            Flaw::new(0, "payload", format!("a sound {algorithm} stream"), why)
-        })?;
+        let (used, made) = sizes
+            .map_err(|why| Flaw::new(0, "payload", format!("a sound {algorithm} stream"), why))?;
         if made != plain.len() {
             return Err(Flaw::new(0, "decompressed size", plain.len(), made));
         }
@@ -272,7 +287,10 @@ impl Codec {
         if declared != plain.len() {
             return Ok((stored.len(), declared));
         }
-        let made = self.snappy_decoder.decompress(stored, plain).map_err(|e| e.to_string())?;
+        let made = self
+            .snappy_decoder
+            .decompress(stored, plain)
+            .map_err(|e| e.to_string())?;
         Ok((stored.len(), made))
     }
 
@@ -281,7 +299,9 @@ impl Codec {
         stored: &[u8],
         plain: &mut [u8],
     ) -> Result<(usize, usize), String> {
-        let decoder = self.zlib_decoder.get_or_insert_with(|| flate2::Decompress::new(true));
+        let decoder = self
+            .zlib_decoder
+            .get_or_insert_with(|| flate2::Decompress::new(true));
         decoder.reset(true);
         let status = decoder
             .decompress(stored, plain, flate2::FlushDecompress::Finish)
@@ -312,8 +332,9 @@ impl Codec {
             return Err("no decoder".to_owned());
         };
         let frame_bytes = stored.get(..frame).unwrap_or(stored);
-        let made =
-            decoder.decompress_to_buffer(frame_bytes, plain).map_err(|e| e.to_string())?;
+        let made = decoder
+            .decompress_to_buffer(frame_bytes, plain)
+            .map_err(|e| e.to_string())?;
         Ok((frame, made))
     }
 }
@@ -340,10 +361,10 @@ fn xz_compress(level: u8, plain: &[u8], out: &mut [u8]) -> Option<usize> {
 
 fn xz_decompress(stored: &[u8], plain: &mut [u8]) -> Result<(usize, usize), String> {
     use liblzma::stream::{Action, Status, Stream};
-    let mut stream =
-        Stream::new_stream_decoder(XZ_DECODER_MEMORY, 0).map_err(|e| e.to_string())?;
-    let status =
-        stream.process(stored, plain, Action::Finish).map_err(|e| e.to_string())?;
+    let mut stream = Stream::new_stream_decoder(XZ_DECODER_MEMORY, 0).map_err(|e| e.to_string())?;
+    let status = stream
+        .process(stored, plain, Action::Finish)
+        .map_err(|e| e.to_string())?;
     if status != Status::StreamEnd {
         return Err("no end of the stream where it was due".to_owned());
     }
@@ -383,16 +404,30 @@ mod tests {
             let mut stored = Vec::new();
             codec.compress(algorithm, 0, &plain, &mut stored);
             for size in [0, 512, 4095, 4097, 8192] {
-                assert!(codec.decompress(algorithm, &stored, &mut vec![0; size]).is_err());
+                assert!(
+                    codec
+                        .decompress(algorithm, &stored, &mut vec![0; size])
+                        .is_err()
+                );
             }
             let mut back = vec![0; 4096];
             for cut in [0, 1, stored.len() / 2, stored.len() - 1] {
-                assert!(codec.decompress(algorithm, &stored[..cut], &mut back).is_err());
+                assert!(
+                    codec
+                        .decompress(algorithm, &stored[..cut], &mut back)
+                        .is_err()
+                );
             }
             let longer = [&stored[..], &[0]].concat();
-            assert!(codec.decompress(algorithm, &longer, &mut back).is_err(), "{algorithm}");
+            assert!(
+                codec.decompress(algorithm, &longer, &mut back).is_err(),
+                "{algorithm}"
+            );
             let twice = [&stored[..], &stored[..]].concat();
-            assert!(codec.decompress(algorithm, &twice, &mut back).is_err(), "{algorithm}");
+            assert!(
+                codec.decompress(algorithm, &twice, &mut back).is_err(),
+                "{algorithm}"
+            );
         }
     }
 
@@ -410,7 +445,10 @@ mod tests {
         let mut codec = Codec::default();
         for algorithm in Compression::ALL {
             let mut stored = Vec::new();
-            assert_eq!(codec.compress(algorithm, 0, &noise, &mut stored), Compression::None);
+            assert_eq!(
+                codec.compress(algorithm, 0, &noise, &mut stored),
+                Compression::None
+            );
             assert_eq!(stored, noise);
         }
     }
@@ -418,9 +456,20 @@ mod tests {
     #[test]
     fn options_are_checked() {
         let option: CompressOption = "zstd:3:2".parse().unwrap();
-        assert_eq!((option.algorithm, option.level, option.threads), (Compression::Zstd, 3, Some(2)));
+        assert_eq!(
+            (option.algorithm, option.level, option.threads),
+            (Compression::Zstd, 3, Some(2))
+        );
         assert_eq!("lz4".parse::<CompressOption>().unwrap().threads, None);
-        for bad in ["", "zip", "gzip:10", "gzip:1:0", "gzip:1:256", "gzip:1:1:1", "gzip:"] {
+        for bad in [
+            "",
+            "zip",
+            "gzip:10",
+            "gzip:1:0",
+            "gzip:1:256",
+            "gzip:1:1:1",
+            "gzip:",
+        ] {
             assert!(bad.parse::<CompressOption>().is_err(), "{bad:?}");
         }
     }

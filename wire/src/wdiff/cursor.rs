@@ -83,8 +83,15 @@ pub struct Cursor<S> {
 }
 
 enum Place {
-    Sorted { next_pack: u64, ended: bool },
-    Indexed { index: IndexSuper, next: u32, images: HashMap<u64, Stored> },
+    Sorted {
+        next_pack: u64,
+        ended: bool,
+    },
+    Indexed {
+        index: IndexSuper,
+        next: u32,
+        images: HashMap<u64, Stored>,
+    },
 }
 
 impl<S: ReadAt> Cursor<S> {
@@ -95,13 +102,28 @@ impl<S: ReadAt> Cursor<S> {
         let header = read_array(&source, &name, 0, "wdiff header")?;
         let header = FileHeader::decode(&header).map_err(|f| f.in_source(&name))?;
         let place = match header.format {
-            Format::Sorted => Place::Sorted { next_pack: FILE_HEADER as u64, ended: false },
+            Format::Sorted => Place::Sorted {
+                next_pack: FILE_HEADER as u64,
+                ended: false,
+            },
             Format::Indexed => {
                 let index = read_super(&source, &name, size)?;
-                Place::Indexed { index, next: 0, images: HashMap::new() }
+                Place::Indexed {
+                    index,
+                    next: 0,
+                    images: HashMap::new(),
+                }
             }
         };
-        Ok(Self { source, name, size, header, place, ready: Vec::new().into_iter(), last_end: 0 })
+        Ok(Self {
+            source,
+            name,
+            size,
+            header,
+            place,
+            ready: Vec::new().into_iter(),
+            last_end: 0,
+        })
     }
 
     /// The file header.
@@ -213,18 +235,16 @@ impl<S: ReadAt> Cursor<S> {
         Ok(true)
     }
 
-    fn index_batch(
-        &mut self,
-        position: u64,
-        records: &[IndexRecord],
-    ) -> Result<Vec<Record>, Flaw> {
+    fn index_batch(&mut self, position: u64, records: &[IndexRecord]) -> Result<Vec<Record>, Flaw> {
         let Place::Indexed { index, images, .. } = &mut self.place else {
             return Ok(Vec::new());
         };
         let mut batch = Vec::with_capacity(records.len());
         for (record, i) in records.iter().zip(0u64..) {
             let at = position + i * INDEX_RECORD as u64;
-            let record = record.to_record(index.index_offset).map_err(|f| f.shifted(at))?;
+            let record = record
+                .to_record(index.index_offset)
+                .map_err(|f| f.shifted(at))?;
             if let Body::Data(stored) = record.body {
                 agree_on_image(images, &stored, at)?;
             }
@@ -283,7 +303,9 @@ fn read_array<const N: usize>(
     what: &'static str,
 ) -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    source.read_exact_at(&mut bytes, offset).map_err(|e| Error::io(name, offset, what, e))?;
+    source
+        .read_exact_at(&mut bytes, offset)
+        .map_err(|e| Error::io(name, offset, what, e))?;
     Ok(bytes)
 }
 
@@ -300,12 +322,11 @@ fn read_super(source: &impl ReadAt, name: &str, size: u64) -> Result<IndexSuper>
 
 /// Records that refer to the same image must describe it alike. Only the images met last are
 /// remembered: each record is checked against its image anyway when that is loaded.
-fn agree_on_image(
-    images: &mut HashMap<u64, Stored>,
-    stored: &Stored,
-    at: u64,
-) -> Result<(), Flaw> {
-    let image = Stored { image_offset: 0, ..*stored };
+fn agree_on_image(images: &mut HashMap<u64, Stored>, stored: &Stored, at: u64) -> Result<(), Flaw> {
+    let image = Stored {
+        image_offset: 0,
+        ..*stored
+    };
     if images.len() >= IMAGES_REMEMBERED {
         images.clear();
     }

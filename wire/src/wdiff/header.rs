@@ -41,17 +41,33 @@ impl FileHeader {
     /// Checks and reads a header. Reserved fields are covered by the checksum only.
     pub fn decode(bytes: &[u8; FILE_HEADER]) -> Result<Self, Flaw> {
         let sum = checksum::checksum(bytes, 0);
-        demand!(sum == 0, 0, "wdiff header checksum", "a sum of 0", format!("{sum:08x}"));
+        demand!(
+            sum == 0,
+            0,
+            "wdiff header checksum",
+            "a sum of 0",
+            format!("{sum:08x}")
+        );
         let version = u16_at(bytes, 4);
         demand!(version == VERSION, 4, "wdiff version", VERSION, version);
         let format = match bytes[6] {
             0 => Format::Sorted,
             1 => Format::Indexed,
-            other => return Err(Flaw::new(6, "wdiff type", "0 (sorted) or 1 (indexed)", other)),
+            other => {
+                return Err(Flaw::new(
+                    6,
+                    "wdiff type",
+                    "0 (sorted) or 1 (indexed)",
+                    other,
+                ));
+            }
         };
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&bytes[16..32]);
-        Ok(Self { format, uuid: Uuid(uuid) })
+        Ok(Self {
+            format,
+            uuid: Uuid(uuid),
+        })
     }
 
     /// The header's bytes.

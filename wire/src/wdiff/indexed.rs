@@ -50,7 +50,13 @@ impl IndexRecord {
     /// Checks and reads a record by itself.
     pub fn decode(bytes: &[u8; INDEX_RECORD]) -> Result<Self, Flaw> {
         let sum = checksum::checksum(bytes, 0);
-        demand!(sum == 0, 44, "index record checksum", "a sum of 0", format!("{sum:08x}"));
+        demand!(
+            sum == 0,
+            44,
+            "index record checksum",
+            "a sum of 0",
+            format!("{sum:08x}")
+        );
         Ok(Self {
             address: u64_at(bytes, 0),
             blocks: u32_at(bytes, 8),
@@ -89,9 +95,19 @@ impl IndexRecord {
             Kind::Data => Body::Data(self.stored(index_offset)?),
         };
         if self.kind != Kind::Data {
-            demand!(self.data_size == 0, 24, "stored size without data", 0, self.data_size);
+            demand!(
+                self.data_size == 0,
+                24,
+                "stored size without data",
+                0,
+                self.data_size
+            );
         }
-        let record = Record { address: self.address, blocks: self.blocks, body };
+        let record = Record {
+            address: self.address,
+            blocks: self.blocks,
+            body,
+        };
         record.check(0)?;
         Ok(record)
     }
@@ -133,7 +149,13 @@ impl IndexSuper {
     /// Checks and reads the super of a file of `file_size` bytes.
     pub fn decode(bytes: &[u8; INDEX_SUPER], file_size: u64) -> Result<Self, Flaw> {
         let sum = checksum::checksum(bytes, 0);
-        demand!(sum == 0, 20, "index super checksum", "a sum of 0", format!("{sum:08x}"));
+        demand!(
+            sum == 0,
+            20,
+            "index super checksum",
+            "a sum of 0",
+            format!("{sum:08x}")
+        );
         let index_offset = u64_at(bytes, 0);
         let n_records = u32_at(bytes, 8);
         demand!(
@@ -151,7 +173,11 @@ impl IndexSuper {
             format!("the end of the file at {file_size}"),
             format!("{n_records} records at {index_offset}")
         );
-        Ok(Self { index_offset, n_records, n_data: u32_at(bytes, 12) })
+        Ok(Self {
+            index_offset,
+            n_records,
+            n_data: u32_at(bytes, 12),
+        })
     }
 
     /// The super's bytes.
@@ -173,7 +199,11 @@ fn aligned_piece(address: u64, blocks: u32, max_io: u32) -> u32 {
         zeros @ 0..31 => 1 << zeros,
         _ => GREATEST,
     };
-    let by_limit = if max_io == 0 { GREATEST } else { 1 << max_io.ilog2() };
+    let by_limit = if max_io == 0 {
+        GREATEST
+    } else {
+        1 << max_io.ilog2()
+    };
     by_address.min(1 << blocks.ilog2()).min(by_limit)
 }
 
@@ -191,9 +221,21 @@ pub struct IndexedWriter<W: Write> {
 impl<W: Write> IndexedWriter<W> {
     /// Writes the file header. Pieces have at most `max_io` blocks, 0 is no limit.
     pub fn create(mut out: W, uuid: Uuid, max_io: u32) -> std::io::Result<Self> {
-        out.write_all(&FileHeader { format: Format::Indexed, uuid }.encode())?;
+        out.write_all(
+            &FileHeader {
+                format: Format::Indexed,
+                uuid,
+            }
+            .encode(),
+        )?;
         let position = FILE_HEADER as u64;
-        Ok(Self { out, position, max_io, n_data: 0, index: BTreeMap::new() })
+        Ok(Self {
+            out,
+            position,
+            max_io,
+            n_data: 0,
+            index: BTreeMap::new(),
+        })
     }
 
     /// Appends a record of any number of blocks and its stored bytes.
@@ -212,7 +254,11 @@ impl<W: Write> IndexedWriter<W> {
             data_offset: self.position,
             data_size: record.size,
             io_offset: 0,
-            orig_blocks: if record.kind == Kind::Data { record.blocks } else { 0 },
+            orig_blocks: if record.kind == Kind::Data {
+                record.blocks
+            } else {
+                0
+            },
             io_checksum: record.checksum,
             rec_checksum: 0,
         };
@@ -267,13 +313,18 @@ impl<W: Write> IndexedWriter<W> {
     pub fn finish(mut self) -> std::io::Result<W> {
         let index_offset = self.position.next_multiple_of(INDEX_ALIGNMENT);
         let filling = [0; INDEX_ALIGNMENT as usize];
-        self.out.write_all(&filling[..(index_offset - self.position) as usize])?;
+        self.out
+            .write_all(&filling[..(index_offset - self.position) as usize])?;
         let n_records = u32::try_from(self.index.len())
             .map_err(|_| std::io::Error::other("more than 2^32-1 index records"))?;
         for record in self.index.values() {
             self.out.write_all(&record.encode())?;
         }
-        let end = IndexSuper { index_offset, n_records, n_data: self.n_data };
+        let end = IndexSuper {
+            index_offset,
+            n_records,
+            n_data: self.n_data,
+        };
         self.out.write_all(&end.encode())?;
         Ok(self.out)
     }

@@ -32,7 +32,11 @@ impl LogEntry {
         Self {
             address: from,
             blocks: (to - from) as u32,
-            position: if self.kind == Kind::Data { self.position + skipped } else { self.position },
+            position: if self.kind == Kind::Data {
+                self.position + skipped
+            } else {
+                self.position
+            },
             ..*self
         }
     }
@@ -47,15 +51,23 @@ pub struct CutMap {
 impl CutMap {
     /// Inserts an IO, cutting away what it covers.
     pub fn insert(&mut self, newer: LogEntry) {
-        let before = self.entries.range(..newer.address).next_back().map(|(_, e)| *e);
+        let before = self
+            .entries
+            .range(..newer.address)
+            .next_back()
+            .map(|(_, e)| *e);
         if let Some(older) = before
             && older.end() > newer.address
         {
-            self.entries.insert(older.address, older.part(older.address, newer.address));
+            self.entries
+                .insert(older.address, older.part(older.address, newer.address));
             self.keep_right_of(&newer, &older);
         }
-        while let Some(older) =
-            self.entries.range(newer.address..newer.end()).next().map(|(_, e)| *e)
+        while let Some(older) = self
+            .entries
+            .range(newer.address..newer.end())
+            .next()
+            .map(|(_, e)| *e)
         {
             self.entries.remove(&older.address);
             self.keep_right_of(&newer, &older);
@@ -112,13 +124,21 @@ mod tests {
     use super::*;
 
     fn io(address: u64, blocks: u32, position: u64) -> LogEntry {
-        LogEntry { address, blocks, kind: Kind::Data, position, origin: address }
+        LogEntry {
+            address,
+            blocks,
+            kind: Kind::Data,
+            position,
+            origin: address,
+        }
     }
 
     fn pieces(ios: &[LogEntry], max_io: u32) -> Vec<(u64, u32, u64)> {
         let mut map = CutMap::default();
         ios.iter().for_each(|io| map.insert(*io));
-        map.into_pieces(max_io).map(|e| (e.address, e.blocks, e.position)).collect()
+        map.into_pieces(max_io)
+            .map(|e| (e.address, e.blocks, e.position))
+            .collect()
     }
 
     #[test]
@@ -134,12 +154,21 @@ mod tests {
         // The IO is cut at 2, 6, 10; the newer one leaves 2..3 and 5..6 of its second piece.
         assert_eq!(
             pieces(&[io(2, 10, 0), io(3, 2, 9000)], 4),
-            [(2, 1, 0), (3, 2, 9000), (5, 1, 1536), (6, 4, 2048), (10, 2, 4096)]
+            [
+                (2, 1, 0),
+                (3, 2, 9000),
+                (5, 1, 1536),
+                (6, 4, 2048),
+                (10, 2, 4096)
+            ]
         );
     }
 
     #[test]
     fn a_whole_cover_removes_all() {
-        assert_eq!(pieces(&[io(2, 3, 0), io(6, 1, 50), io(0, 9, 100)], 0), [(0, 9, 100)]);
+        assert_eq!(
+            pieces(&[io(2, 3, 0), io(6, 1, 50), io(0, 9, 100)], 0),
+            [(0, 9, 100)]
+        );
     }
 }

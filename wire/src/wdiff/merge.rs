@@ -88,8 +88,14 @@ impl<C: RecordSource> Merge<C> {
             return piece;
         }
         let middle = record.address + u64::from(self.max_io);
-        self.rest = Some(Piece { record: record.part(middle, record.end()), ..piece });
-        Piece { record: record.part(record.address, middle), ..piece }
+        self.rest = Some(Piece {
+            record: record.part(middle, record.end()),
+            ..piece
+        });
+        Piece {
+            record: record.part(record.address, middle),
+            ..piece
+        }
     }
 
     fn next_uncut(&mut self) -> Result<Option<Piece>> {
@@ -107,7 +113,10 @@ impl<C: RecordSource> Merge<C> {
                     let end = self.reign_of(owner, record.end());
                     let part = record.part(self.position, end);
                     self.position = end;
-                    return Ok(Some(Piece { record: part, input: owner }));
+                    return Ok(Some(Piece {
+                        record: part,
+                        input: owner,
+                    }));
                 }
                 _ => {
                     self.active.pop();
@@ -242,7 +251,11 @@ mod tests {
                             image_blocks: blocks,
                         }),
                     };
-                    let record = Record { address: address + gap, blocks, body };
+                    let record = Record {
+                        address: address + gap,
+                        blocks,
+                        body,
+                    };
                     address = record.end();
                     record
                 })

@@ -126,12 +126,17 @@ impl Record {
         debug_assert!(self.address <= from && from < to && to <= self.end());
         let skipped = (from - self.address) as u32;
         let body = match self.body {
-            Body::Data(stored) => {
-                Body::Data(Stored { image_offset: stored.image_offset + skipped, ..stored })
-            }
+            Body::Data(stored) => Body::Data(Stored {
+                image_offset: stored.image_offset + skipped,
+                ..stored
+            }),
             other => other,
         };
-        Self { address: from, blocks: (to - from) as u32, body }
+        Self {
+            address: from,
+            blocks: (to - from) as u32,
+            body,
+        }
     }
 
     /// True if the record's data is the whole stored image, so that the stored bytes can be
@@ -142,7 +147,13 @@ impl Record {
 
     /// The rules common to both formats; `at` is the offset of the record.
     pub(super) fn check(&self, at: u64) -> Result<(), Flaw> {
-        demand!(self.blocks > 0, at + 8, "record size", "at least 1 block", 0);
+        demand!(
+            self.blocks > 0,
+            at + 8,
+            "record size",
+            "at least 1 block",
+            0
+        );
         demand!(
             self.address.checked_add(u64::from(self.blocks)).is_some(),
             at,
@@ -214,6 +225,13 @@ impl OutRecord {
 
     /// A record without data.
     pub const fn empty(address: u64, blocks: u32, kind: Kind) -> Self {
-        Self { address, blocks, kind, compression: Compression::None, size: 0, checksum: 0 }
+        Self {
+            address,
+            blocks,
+            kind,
+            compression: Compression::None,
+            size: 0,
+            checksum: 0,
+        }
     }
 }

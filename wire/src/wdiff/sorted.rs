@@ -77,9 +77,19 @@ impl PackRecord {
             }),
         };
         if self.kind != Kind::Data {
-            demand!(self.data_size == 0, at + 20, "stored size without data", 0, self.data_size);
+            demand!(
+                self.data_size == 0,
+                at + 20,
+                "stored size without data",
+                0,
+                self.data_size
+            );
         }
-        let record = Record { address: self.address, blocks: self.blocks, body };
+        let record = Record {
+            address: self.address,
+            blocks: self.blocks,
+            body,
+        };
         record.check(at)?;
         Ok(record)
     }
@@ -101,7 +111,13 @@ impl Pack {
     /// in order and without gaps.
     pub fn decode(bytes: &[u8; PACK_HEADER]) -> Result<Self, Flaw> {
         let sum = checksum::checksum(bytes, 0);
-        demand!(sum == 0, 0, "pack header checksum", "a sum of 0", format!("{sum:08x}"));
+        demand!(
+            sum == 0,
+            0,
+            "pack header checksum",
+            "a sum of 0",
+            format!("{sum:08x}")
+        );
         let n_records = usize::from(u16_at(bytes, 4));
         demand!(
             n_records <= PACK_RECORDS,
@@ -138,7 +154,11 @@ impl Pack {
             format!("{laid_out}, the sum of its records"),
             total_size
         );
-        Ok(Self { records, total_size, is_end })
+        Ok(Self {
+            records,
+            total_size,
+            is_end,
+        })
     }
 
     /// The header's bytes. At most 127 records.
@@ -148,8 +168,10 @@ impl Pack {
         put(&mut bytes[..], 4, (count as u16).to_le_bytes());
         bytes[6] = if self.is_end { FLAG_END } else { 0 };
         put(&mut bytes[..], 8, self.total_size.to_le_bytes());
-        for (record, slot) in
-            self.records.iter().zip(bytes[RECORDS_AT..].chunks_exact_mut(RECORD))
+        for (record, slot) in self
+            .records
+            .iter()
+            .zip(bytes[RECORDS_AT..].chunks_exact_mut(RECORD))
         {
             record.encode(slot);
         }
@@ -183,10 +205,17 @@ impl<R: Read> SortedReader<R> {
     /// Reads the file header. `name` labels errors.
     pub fn open(mut input: R, name: &str) -> Result<Self> {
         let mut bytes = [0; FILE_HEADER];
-        input.read_exact(&mut bytes).map_err(|e| Error::io(name, 0, "wdiff header", e))?;
+        input
+            .read_exact(&mut bytes)
+            .map_err(|e| Error::io(name, 0, "wdiff header", e))?;
         let header = FileHeader::decode(&bytes).map_err(|f| f.in_source(name))?;
         if header.format != Format::Sorted {
-            let flaw = Flaw::new(6, "wdiff type", "sorted: an indexed diff needs a file", "indexed");
+            let flaw = Flaw::new(
+                6,
+                "wdiff type",
+                "sorted: an indexed diff needs a file",
+                "indexed",
+            );
             return Err(flaw.in_source(name));
         }
         Ok(Self {
@@ -296,9 +325,24 @@ pub struct SortedWriter<W: Write> {
 impl<W: Write> SortedWriter<W> {
     /// Writes the file header.
     pub fn create(mut out: W, uuid: Uuid) -> std::io::Result<Self> {
-        out.write_all(&FileHeader { format: Format::Sorted, uuid }.encode())?;
-        let pack = Pack { records: Vec::new(), total_size: 0, is_end: false };
-        Ok(Self { out, pack, data: Vec::new(), last_end: 0 })
+        out.write_all(
+            &FileHeader {
+                format: Format::Sorted,
+                uuid,
+            }
+            .encode(),
+        )?;
+        let pack = Pack {
+            records: Vec::new(),
+            total_size: 0,
+            is_end: false,
+        };
+        Ok(Self {
+            out,
+            pack,
+            data: Vec::new(),
+            last_end: 0,
+        })
     }
 
     /// Adds records whose stored bytes lie in `data` one after the other.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{FileHeader, IndexRecord, IndexSuper, Kind, PackRecord, Tally, Compression, Format};
+use super::{Compression, FileHeader, Format, IndexRecord, IndexSuper, Kind, PackRecord, Tally};
 
 /// The five lines of a file header.
 pub struct HeaderText<'a>(pub &'a FileHeader);
