@@ -192,7 +192,7 @@ fn show(path: &Path, form: Form) -> Result<()> {
     if form == Form::Json {
         write!(out, "{{\"packs\":[")?;
     }
-    while let Some(step) = scan.next()? {
+    while let Some(step) = scan.next_step()? {
         match (step, file) {
             (Step::Header(header), _) => {
                 match &mut statistics {
