@@ -1,2 +1,28 @@
-//! x
-fn main() {}
+//! The `walkeep` command: parses arguments, calls `walkeep-store`, prints what came of it.
+//!
+//! Exit status: 0 all is well, 1 the data is bad or the work failed, 2 wrong usage.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Command::parse().run() {
+        Ok(cli::Outcome::Sound) => ExitCode::SUCCESS,
+        Ok(cli::Outcome::Incomplete) => ExitCode::FAILURE,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("walkeep: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The reader of our output has seen enough, as `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -3,18 +3,24 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, sys};
+
+/// The disk begins to write each time this much has been added, so that the sync at the end has
+/// little left to wait for.
+const WRITEBACK_BYTES: u64 = 8 << 20;
 
 /// An output being written. Dropped without [`commit`](Self::commit), it leaves nothing behind,
 /// and neither does a kill where the file system has unnamed files.
 pub struct Output {
     path: PathBuf,
     target: Target,
+    written: u64,
+    begun: u64,
 }
 
 enum Target {
@@ -42,7 +48,31 @@ impl Output {
         Ok(Self {
             path: path.to_owned(),
             target,
+            written: 0,
+            begun: 0,
         })
+    }
+
+    /// Writes at an offset that is not before anything written yet; what lies between is a hole.
+    /// Only for outputs that are a file.
+    pub fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let Some(file) = self.as_file() else {
+            return Err(io::ErrorKind::NotSeekable.into());
+        };
+        file.write_all_at(bytes, offset)?;
+        self.written = offset + bytes.len() as u64;
+        self.begin_writeback();
+        Ok(())
+    }
+
+    fn begin_writeback(&mut self) {
+        let (from, bytes) = (self.begun, self.written - self.begun);
+        if bytes >= WRITEBACK_BYTES
+            && let Some(file) = self.as_file()
+        {
+            sys::begin_writeback(file, from, bytes);
+            self.begun = self.written;
+        }
     }
 
     /// The file, if it is one that can be written anywhere and may have holes.
@@ -66,18 +96,21 @@ impl Output {
 
     /// Makes the content durable, gives it its name, and makes the name durable.
     pub fn commit(self) -> Result<()> {
-        let Self { path, target } = self;
+        let Self { path, target, .. } = self;
         commit(&path, target).map_err(|e| Error::file(&path, "make complete and durable", e))
     }
 }
 
 impl Write for Output {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match &mut self.target {
+        let written = match &mut self.target {
             Target::Unnamed(file) => file.write(buf),
             Target::Named(file) => file.write(buf),
             Target::Stream(stream) => stream.write(buf),
-        }
+        }?;
+        self.written += written as u64;
+        self.begin_writeback();
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -54,16 +54,19 @@ impl Sources {
     }
 }
 
+/// Input and position of a stored image.
+type ImageKey = (usize, u64);
+
 /// Decompressed images by input and position, the least recently used leaving first.
 #[derive(Default)]
 struct ImageCache {
-    images: HashMap<(usize, u64), (Arc<Vec<u8>>, u64)>,
+    images: HashMap<ImageKey, (Arc<Vec<u8>>, u64)>,
     bytes: usize,
     clock: u64,
 }
 
 impl ImageCache {
-    fn get(&mut self, key: (usize, u64)) -> Option<Arc<Vec<u8>>> {
+    fn get(&mut self, key: ImageKey) -> Option<Arc<Vec<u8>>> {
         self.clock += 1;
         let clock = self.clock;
         let (image, used) = self.images.get_mut(&key)?;
@@ -71,7 +74,7 @@ impl ImageCache {
         Some(image.clone())
     }
 
-    fn put(&mut self, key: (usize, u64), image: Arc<Vec<u8>>) {
+    fn put(&mut self, key: ImageKey, image: Arc<Vec<u8>>) {
         if image.len() > CACHE_BYTES {
             return;
         }

@@ -53,6 +53,18 @@ pub(crate) fn device_zero(file: &File, offset: u64, bytes: u64) -> io::Result<()
     Ok(())
 }
 
+/// Begins to write a range of dirty pages to the disk, without waiting.
+pub(crate) fn begin_writeback(file: &File, offset: u64, bytes: u64) {
+    let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else {
+        return;
+    };
+    // A hint: where it fails, the sync at the end does all the work.
+    // SAFETY: sync_file_range takes no pointers.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset, bytes, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
 /// The next byte at or after `offset` that is not in a hole; `None` if only holes follow.
 pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {

@@ -29,8 +29,11 @@ const BATCH_BYTES: u64 = 512 << 10;
 /// Pieces that one job carries: as many as a pack holds, so that jobs and packs end together.
 const BATCH_PIECES: usize = walkeep_wire::wdiff::PACK_RECORDS;
 
+/// Records of an input file.
+type FileCursor = Cursor<Arc<InputFile>>;
+
 /// Opens diffs for reading records on one side and payloads on the other.
-fn open_all(paths: &[impl AsRef<Path>]) -> Result<(Vec<Cursor<Arc<InputFile>>>, Arc<Sources>)> {
+fn open_all(paths: &[impl AsRef<Path>]) -> Result<(Vec<FileCursor>, Arc<Sources>)> {
     let pool = Arc::new(FilePool::default());
     let mut cursors = Vec::with_capacity(paths.len());
     let mut files = Vec::with_capacity(paths.len());
@@ -44,13 +47,13 @@ fn open_all(paths: &[impl AsRef<Path>]) -> Result<(Vec<Cursor<Arc<InputFile>>>, 
 
 /// Gathers pieces of a merge into jobs.
 struct Batches {
-    merge: Merge<Cursor<Arc<InputFile>>>,
+    merge: Merge<FileCursor>,
     /// Pieces since the last multiple of [`BATCH_PIECES`].
     phase: usize,
 }
 
 impl Batches {
-    fn new(cursors: Vec<Cursor<Arc<InputFile>>>, max_io: u32) -> Self {
+    fn new(cursors: Vec<FileCursor>, max_io: u32) -> Self {
         Self {
             merge: Merge::new(cursors, max_io),
             phase: 0,

@@ -1,7 +1,6 @@
 //! A base image and diffs, read as the one image they stand for (reference: "Merge").
 
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -269,7 +268,7 @@ fn write_chunk(
     bytes: Option<&[u8]>,
 ) -> io::Result<()> {
     match (output.as_file(), bytes) {
-        (Some(file), Some(bytes)) => file.write_all_at(bytes, offset),
+        (Some(_), Some(bytes)) => output.write_all_at(bytes, offset),
         (Some(_), None) => Ok(()),
         (None, Some(bytes)) => output.write_all(bytes),
         (None, None) => io::copy(&mut io::Read::take(io::repeat(0), length), output).map(drop),

@@ -65,7 +65,7 @@ impl LogFile {
 
     /// The first file header.
     pub fn header(&self) -> Result<FileHeader> {
-        match self.scan()?.next()? {
+        match self.scan()?.next_step()? {
             Some(Step::Header(header)) => Ok(header),
             _ => Err(Error::Refused(format!("{}: no wlog header", self.name))),
         }
@@ -106,7 +106,7 @@ pub struct Scan<'a> {
 
 impl Scan<'_> {
     /// The next header, pack or end; `None` where the file ends.
-    pub fn next(&mut self) -> Result<Option<Step>> {
+    pub fn next_step(&mut self) -> Result<Option<Step>> {
         let position = self.walk.position();
         let located = |flaw: Flaw| flaw.in_source(&self.log.name);
         if position == self.size && self.walk.may_end_here() {
@@ -196,7 +196,7 @@ impl<'a> LogBatches<'a> {
             if let Some(io) = self.ios.next() {
                 return Ok(Some(io));
             }
-            match self.scan.next()? {
+            match self.scan.next_step()? {
                 None => return Ok(None),
                 Some(Step::Header(header)) => self.begin_file(header),
                 Some(Step::Pack(pack)) => self.begin_pack(&pack),
