@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# All checks that a change has to pass. Every step runs, whatever became of those before it; a step
+# that cannot run is named with the reason. The last line counts the steps.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+# mkfs and its like stand in sbin, which is not on everybody's path.
+export PATH=$PATH:/usr/sbin:/sbin
+
+passed=0 failed=0 skipped=0
+failures=()
+
+step() {
+    local name=$1
+    shift
+    echo "== $name"
+    if "$@" </dev/null; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        failures+=("$name")
+        echo "== $name: failed"
+    fi
+}
+
+skip() {
+    echo "== $1: skipped, $2"
+    skipped=$((skipped + 1))
+}
+
+step "setup" scripts/setup.sh
+
+if cargo fmt --version >/dev/null 2>&1; then
+    step "format" cargo fmt --all --check
+else
+    skip "format" "rustfmt is not installed"
+fi
+
+if cargo clippy --version >/dev/null 2>&1; then
+    step "lints" cargo clippy --workspace --all-targets -- -D warnings
+else
+    skip "lints" "clippy is not installed"
+fi
+
+if cargo nextest --version >/dev/null 2>&1; then
+    step "tests" cargo nextest run --workspace
+else
+    step "tests" cargo test --workspace --lib --bins --tests
+fi
+
+step "documentation tests" cargo test --workspace --doc
+
+if [ -x scripts/demo.sh ]; then
+    step "demo" make demo
+else
+    skip "demo" "there is no scripts/demo.sh"
+fi
+
+for name in "${failures[@]}"; do
+    echo "failed: $name"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
