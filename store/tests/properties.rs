@@ -419,7 +419,7 @@ fn pack_positions(log: &Path) -> Vec<u64> {
     let mut positions = vec![];
     loop {
         let at = scan.walk().position();
-        match scan.next().unwrap() {
+        match scan.next_step().unwrap() {
             None => return positions,
             Some(Step::Header(_)) => {}
             Some(Step::Pack(_) | Step::End { .. }) => positions.push(at),
