@@ -249,7 +249,7 @@ const fn kind_name(kind: Kind) -> &'static str {
 }
 
 fn human_record(out: &mut impl Write, row: &Row) -> std::io::Result<()> {
-    let size = Bytes(lb_bytes(u64::from(row.blocks))).to_string();
+    let size = Bytes(lb_bytes(u64::from(row.blocks)));
     write!(
         out,
         "{:>14} {size:>10}  {:<8}",
@@ -257,7 +257,7 @@ fn human_record(out: &mut impl Write, row: &Row) -> std::io::Result<()> {
         kind_name(row.kind)
     )?;
     if row.kind == Kind::Data {
-        let stored = Bytes(u64::from(row.stored)).to_string();
+        let stored = Bytes(u64::from(row.stored));
         write!(out, " {:<7} {stored:>10}", row.compression())?;
     }
     writeln!(out)
