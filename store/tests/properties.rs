@@ -372,6 +372,74 @@ proptest! {
     }
 }
 
+/// The small inputs above make one job each; these make many, which finish in any order.
+#[test]
+fn threads_do_not_show_where_there_are_many_jobs() {
+    const LARGE: u64 = 16 << 10;
+    let dir = scratch().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let base = base(LARGE);
+    let mut model = Model::new(&base);
+    let mut diffs = vec![];
+    for (seed, format) in [
+        (1, Format::Sorted),
+        (2, Format::Indexed),
+        (3, Format::Sorted),
+    ] {
+        let (log, diff) = (path("log"), path(&format!("{seed}.wdiff")));
+        let options = Options {
+            seed,
+            total_bytes: 4 << 20,
+            device_blocks: LARGE,
+            min_io: 1,
+            max_io: 40,
+            data: DataKind::Compressible,
+            ..Options::default()
+        };
+        write_log(&log, &options);
+        let mut own = Model::new(&base);
+        own.apply_log(&options);
+        assert!(replayed(dir.path(), &log, &base, 3).0 == own.bytes);
+        model.apply_log(&options);
+        let shape = Shape { format, max_io: 16 };
+        same_by_threads(&diff, |threads| {
+            converted(&log, &diff, shape, CompressOption::default(), threads);
+        });
+        diffs.push(diff);
+    }
+    std::fs::write(path("base"), &base).unwrap();
+    assert!(redone(dir.path(), &diffs, &base, 3).0 == model.bytes);
+    for (format, algorithm) in [(Format::Sorted, None), (Format::Indexed, Some("zstd"))] {
+        let compress = algorithm.map(|name| name.parse().unwrap());
+        let shape = Shape { format, max_io: 24 };
+        let merged = path("merged");
+        same_by_threads(&merged, |threads| {
+            let options = MergeOptions {
+                any_uuid: true,
+                ..merge_options(shape, compress, threads)
+            };
+            wdiff::merge(&diffs, &merged, &options, &meter()).unwrap();
+        });
+        assert!(redone(dir.path(), &[merged], &base, 3).0 == model.bytes);
+    }
+    let image = path("scanned");
+    same_by_threads(&image, |threads| {
+        let workers = Workers::new(threads);
+        wdiff::scan(&path("base"), &diffs, &image, workers, &meter()).unwrap();
+    });
+    assert!(std::fs::read(image).unwrap() == model.bytes);
+}
+
+/// Makes the file with 1, 2, 3 and 8 threads, and expects the same bytes.
+fn same_by_threads(path: &Path, make: impl Fn(usize)) {
+    make(1);
+    let wanted = std::fs::read(path).unwrap();
+    for threads in [2, 3, 8] {
+        make(threads);
+        assert!(std::fs::read(path).unwrap() == wanted, "{threads} threads");
+    }
+}
+
 /// The pool keeps 96 inputs open. The limit of the process, which the tests beside this one share,
 /// is the customary 256, so that holding them all would fail.
 #[test]
