@@ -99,32 +99,48 @@ fn check_convert(walkeep: &Walkeep, case: &Value) {
         "{}",
         case["id"]
     );
-    let shown: Value = serde_json::from_str(&walkeep.ok("wdiff show --json one")).unwrap();
-    let reference = vectors().join(case["expect"]["reference"].as_str().unwrap());
-    let wanted: Value =
-        serde_json::from_str(&walkeep.ok(&format!("wdiff show --json {}", reference.display())))
-            .unwrap();
-    let shape = |list: &Value| -> Vec<(u64, u64, String)> {
-        let records = list["records"].as_array().unwrap().iter();
-        records
-            .map(|r| {
-                let kind = r["kind"].as_str().unwrap().to_owned();
-                (
-                    r["address"].as_u64().unwrap(),
-                    r["blocks"].as_u64().unwrap(),
-                    kind,
-                )
-            })
-            .collect()
+    let reference = reference(case);
+    assert_eq!(
+        ranges(walkeep, "one"),
+        ranges(walkeep, &reference),
+        "{}",
+        case["id"]
+    );
+    assert_same_image(walkeep, case, "one", &reference);
+}
+
+fn reference(case: &Value) -> String {
+    let name = case["expect"]["reference"].as_str().unwrap();
+    vectors().join(name).display().to_string()
+}
+
+/// Address, size and kind of each record.
+fn ranges(walkeep: &Walkeep, diff: &str) -> Vec<(u64, u64, String)> {
+    let list = walkeep.ok(&format!("wdiff show --json {diff}"));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let range = |r: &Value| {
+        let kind = r["kind"].as_str().unwrap().to_owned();
+        let (address, blocks) = (r["address"].as_u64(), r["blocks"].as_u64());
+        (address.unwrap(), blocks.unwrap(), kind)
     };
-    assert_eq!(shape(&shown), shape(&wanted), "{}", case["id"]);
-    let end = shape(&shown).iter().map(|(at, n, _)| (at + n) * 512).max();
-    for (name, diff) in [
-        ("ours", "one".into()),
-        ("theirs", reference.display().to_string()),
-    ] {
-        let image = fs::File::create(walkeep.path(name)).unwrap();
-        image.set_len(end.unwrap_or(512)).unwrap();
+    let records = list["records"].as_array().unwrap();
+    records.iter().map(range).collect()
+}
+
+/// Both diffs must make the same of an image full of a pattern (or of holes, if it is large).
+fn assert_same_image(walkeep: &Walkeep, case: &Value, ours: &str, theirs: &str) {
+    const PATTERN_BYTES: u64 = 4 << 20;
+    let ends = ranges(walkeep, theirs);
+    let end = ends.iter().map(|(at, n, _)| (at + n) * 512).max();
+    for (name, diff) in [("ours", ours), ("theirs", theirs)] {
+        let bytes = end.unwrap_or(512);
+        fs::write(
+            walkeep.path(name),
+            vec![0x5a; bytes.min(PATTERN_BYTES) as usize],
+        )
+        .unwrap();
+        let image = fs::File::options().write(true).open(walkeep.path(name));
+        image.unwrap().set_len(bytes).unwrap();
         walkeep.ok(&format!("wdiff redo {diff} {name}"));
     }
     let compared = walkeep.ok("image diff --json ours theirs");
@@ -135,7 +151,6 @@ fn check_convert(walkeep: &Walkeep, case: &Value) {
 fn check_merge(walkeep: &Walkeep, case: &Value) {
     let max_io = &case["params"]["max_io_bytes"];
     let inputs = inputs(case).join(" ");
-    let reference = vectors().join(case["expect"]["reference"].as_str().unwrap());
     for options in [
         "",
         "--threads 1",
@@ -145,19 +160,7 @@ fn check_merge(walkeep: &Walkeep, case: &Value) {
         walkeep.ok(&format!(
             "wdiff merge --any-uuid --max-io {max_io} {options} -o merged {inputs}"
         ));
-        for (name, diff) in [
-            ("ours", "merged".into()),
-            ("theirs", reference.display().to_string()),
-        ] {
-            fs::write(walkeep.path(name), vec![0x5a; 2 << 20]).unwrap();
-            walkeep.ok(&format!("wdiff redo {diff} {name}"));
-        }
-        assert_eq!(
-            walkeep.sha256("ours"),
-            walkeep.sha256("theirs"),
-            "{} {options}",
-            case["id"]
-        );
+        assert_same_image(walkeep, case, "merged", &reference(case));
     }
 }
 
@@ -196,16 +199,9 @@ fn golden_cases_through_the_binary() {
         *counts.entry(kind.to_owned()).or_default() += 1;
     }
     println!("through the binary: {counts:?}");
-    let kinds = [
-        "text",
-        "wlog-redo",
-        "wdiff-redo",
-        "wlog-to-wdiff",
-        "wdiff-merge",
-        "virt-full",
-    ];
-    for kind in kinds {
-        assert!(counts.contains_key(kind), "no {kind} case");
+    assert!(!counts.is_empty(), "no cases in {}", vectors().display());
+    if manifest["set"] == "public" {
+        assert_eq!(counts.len(), 6, "kinds that occur: {counts:?}");
     }
 }
 

