@@ -1,7 +1,7 @@
 //! Output files that appear under their name only when they are complete and durable.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,9 @@ const WRITEBACK_BYTES: u64 = 8 << 20;
 pub struct Output {
     path: PathBuf,
     target: Target,
-    written: u64,
+    /// Where the next write goes.
+    position: u64,
+    /// The disk was told to write all before.
     begun: u64,
 }
 
@@ -48,7 +50,7 @@ impl Output {
         Ok(Self {
             path: path.to_owned(),
             target,
-            written: 0,
+            position: 0,
             begun: 0,
         })
     }
@@ -60,18 +62,18 @@ impl Output {
             return Err(io::ErrorKind::NotSeekable.into());
         };
         file.write_all_at(bytes, offset)?;
-        self.written = offset + bytes.len() as u64;
+        self.position = offset + bytes.len() as u64;
         self.begin_writeback();
         Ok(())
     }
 
     fn begin_writeback(&mut self) {
-        let (from, bytes) = (self.begun, self.written - self.begun);
+        let (from, bytes) = (self.begun, self.position.saturating_sub(self.begun));
         if bytes >= WRITEBACK_BYTES
             && let Some(file) = self.as_file()
         {
             sys::begin_writeback(file, from, bytes);
-            self.begun = self.written;
+            self.begun = self.position;
         }
     }
 
@@ -101,6 +103,19 @@ impl Output {
     }
 }
 
+/// Fails with `NotSeekable` where [`Output::as_file`] is none.
+impl Seek for Output {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let sought = match &mut self.target {
+            Target::Unnamed(file) => file.seek(to),
+            Target::Named(file) => file.seek(to),
+            Target::Stream(_) => Err(io::ErrorKind::NotSeekable.into()),
+        };
+        self.position = sought?;
+        Ok(self.position)
+    }
+}
+
 impl Write for Output {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let written = match &mut self.target {
@@ -108,7 +123,7 @@ impl Write for Output {
             Target::Named(file) => file.write(buf),
             Target::Stream(stream) => stream.write(buf),
         }?;
-        self.written += written as u64;
+        self.position += written as u64;
         self.begin_writeback();
         Ok(written)
     }

@@ -1,6 +1,6 @@
 //! The sorted format: packs of records, each followed by its data (reference: "wdiff").
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 
 use crate::bytes::{put, u16_at, u32_at, u64_at};
 use crate::checksum;
@@ -313,34 +313,44 @@ pub(super) fn check_stored(data: &Stored, stored: &[u8]) -> Result<(), Flaw> {
 
 /// Writes a sorted diff. Records must come sorted and without overlap.
 ///
-/// The data of the current pack is held until the pack is complete: at most 32 MiB, or one
-/// record.
-pub struct SortedWriter<W: Write> {
+/// Where the output can seek, data is written as it comes and the pack's header later, into the
+/// room left for it. Elsewhere the data of the current pack is held until the pack is complete: at
+/// most 32 MiB, or one record.
+pub struct SortedWriter<W: Write + Seek> {
     out: W,
     pack: Pack,
-    data: Vec<Vec<u8>>,
+    pending: Pending,
     last_end: u64,
 }
 
-impl<W: Write> SortedWriter<W> {
+/// Where the data of the current pack is.
+enum Pending {
+    /// In the output, behind room for the header at this position.
+    Written(u64),
+    /// Here, because the output cannot seek.
+    Held(Vec<Vec<u8>>),
+}
+
+impl<W: Write + Seek> SortedWriter<W> {
     /// Writes the file header.
     pub fn create(mut out: W, uuid: Uuid) -> std::io::Result<Self> {
-        out.write_all(
-            &FileHeader {
-                format: Format::Sorted,
-                uuid,
-            }
-            .encode(),
-        )?;
+        let can_seek = out.stream_position().is_ok();
+        let format = Format::Sorted;
+        out.write_all(&FileHeader { format, uuid }.encode())?;
+        let pending = match can_seek {
+            true => Pending::Written(0),
+            false => Pending::Held(Vec::new()),
+        };
+        let (records, total_size, is_end) = (Vec::new(), 0, false);
         let pack = Pack {
-            records: Vec::new(),
-            total_size: 0,
-            is_end: false,
+            records,
+            total_size,
+            is_end,
         };
         Ok(Self {
             out,
             pack,
-            data: Vec::new(),
+            pending,
             last_end: 0,
         })
     }
@@ -349,7 +359,7 @@ impl<W: Write> SortedWriter<W> {
     ///
     /// # Errors
     /// `InvalidInput` if a record is out of order or `data` has another length than the records
-    /// say; what was added so far stays intact.
+    /// say.
     pub fn push(&mut self, records: &[OutRecord], mut data: Vec<u8>) -> std::io::Result<()> {
         let promised: u64 = records.iter().map(|r| u64::from(r.size)).sum();
         if promised != data.len() as u64 {
@@ -363,10 +373,11 @@ impl<W: Write> SortedWriter<W> {
             self.last_end = record.address + u64::from(record.blocks);
             if self.is_full_for(record.size) {
                 let rest = data.split_off(in_pack);
-                self.data.push(std::mem::replace(&mut data, rest));
+                self.put(std::mem::replace(&mut data, rest))?;
                 in_pack = 0;
-                self.flush_pack()?;
+                self.end_pack()?;
             }
+            self.begin_pack()?;
             self.pack.records.push(PackRecord {
                 address: record.address,
                 blocks: record.blocks,
@@ -379,8 +390,7 @@ impl<W: Write> SortedWriter<W> {
             self.pack.total_size += record.size;
             in_pack += record.size as usize;
         }
-        self.data.push(data);
-        Ok(())
+        self.put(data)
     }
 
     fn is_full_for(&self, size: u32) -> bool {
@@ -388,10 +398,41 @@ impl<W: Write> SortedWriter<W> {
         self.pack.records.len() == PACK_RECORDS || (!self.pack.records.is_empty() && passes)
     }
 
-    fn flush_pack(&mut self) -> std::io::Result<()> {
-        self.out.write_all(&self.pack.encode()[..])?;
-        for chunk in self.data.drain(..) {
-            self.out.write_all(&chunk)?;
+    /// Leaves room for the header of a pack that has no records yet.
+    fn begin_pack(&mut self) -> std::io::Result<()> {
+        if !self.pack.records.is_empty() {
+            return Ok(());
+        }
+        if let Pending::Written(header_at) = &mut self.pending {
+            *header_at = self.out.stream_position()?;
+            self.out.write_all(&[0; PACK_HEADER])?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, data: Vec<u8>) -> std::io::Result<()> {
+        match &mut self.pending {
+            Pending::Written(_) => self.out.write_all(&data)?,
+            Pending::Held(held) => held.push(data),
+        }
+        Ok(())
+    }
+
+    fn end_pack(&mut self) -> std::io::Result<()> {
+        let header = self.pack.encode();
+        match &mut self.pending {
+            Pending::Written(header_at) => {
+                let end = self.out.stream_position()?;
+                self.out.seek(SeekFrom::Start(*header_at))?;
+                self.out.write_all(&header[..])?;
+                self.out.seek(SeekFrom::Start(end))?;
+            }
+            Pending::Held(held) => {
+                self.out.write_all(&header[..])?;
+                for data in held.drain(..) {
+                    self.out.write_all(&data)?;
+                }
+            }
         }
         self.pack.records.clear();
         self.pack.total_size = 0;
@@ -401,7 +442,7 @@ impl<W: Write> SortedWriter<W> {
     /// Writes what is held and the end pack, and gives the output back (not flushed).
     pub fn finish(mut self) -> std::io::Result<W> {
         if !self.pack.records.is_empty() {
-            self.flush_pack()?;
+            self.end_pack()?;
         }
         self.pack.is_end = true;
         self.out.write_all(&self.pack.encode()[..])?;
@@ -411,4 +452,94 @@ impl<W: Write> SortedWriter<W> {
 
 fn invalid(why: &'static str) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidInput, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_records_than_a_header_holds_are_refused() {
+        for count in [128u16, 1000, u16::MAX] {
+            let mut bytes = [0; PACK_HEADER];
+            put(&mut bytes, 4, count.to_le_bytes());
+            checksum::embed(&mut bytes, 0, 0);
+            assert_eq!(Pack::decode(&bytes).unwrap_err().offset, 4, "{count}");
+        }
+    }
+
+    /// Output that cannot seek, as a pipe.
+    struct Pipe(Vec<u8>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Pipe {
+        fn seek(&mut self, _: SeekFrom) -> std::io::Result<u64> {
+            Err(std::io::ErrorKind::NotSeekable.into())
+        }
+    }
+
+    /// 300 records of 1 KiB, a discard among them, in batches that end anywhere in a pack.
+    fn write<W: Write + Seek>(out: W, batch: usize) -> W {
+        let mut writer = SortedWriter::create(out, Uuid([7; 16])).unwrap();
+        let records: Vec<OutRecord> = (0..300)
+            .map(|i| match i {
+                5 => OutRecord::empty(i * 3, 3, Kind::Discard),
+                _ => OutRecord::data(i * 3, 2, Compression::None, &[i as u8; 1024]),
+            })
+            .collect();
+        for part in records.chunks(batch) {
+            let data = part
+                .iter()
+                .flat_map(|r| vec![(r.address / 3) as u8; r.size as usize]);
+            writer.push(part, data.collect()).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn batches_and_pipes_do_not_show_in_the_bytes() {
+        let whole = write(std::io::Cursor::new(Vec::new()), 300).into_inner();
+        for batch in [1, 7, 126, 127, 128] {
+            let file = write(std::io::Cursor::new(Vec::new()), batch).into_inner();
+            assert_eq!(file, whole, "{batch}");
+            assert_eq!(write(Pipe(Vec::new()), batch).0, whole, "{batch}");
+        }
+        let mut reader = SortedReader::open(&whole[..], "whole").unwrap();
+        let mut stored = Vec::new();
+        let mut count = 0;
+        while let Some(record) = reader.next(&mut stored).unwrap() {
+            assert_eq!(record.address, count * 3);
+            assert!(stored.iter().all(|byte| *byte == count as u8));
+            count += 1;
+        }
+        assert_eq!(count, 300);
+    }
+
+    #[test]
+    fn a_diff_cut_at_a_pack_boundary_is_refused_by_the_stream_reader() {
+        let whole = write(std::io::Cursor::new(Vec::new()), 300).into_inner();
+        let pack = PACK_HEADER + 126 * 1024;
+        for packs in 0..3 {
+            let cut = &whole[..FILE_HEADER + packs * pack];
+            let mut reader = SortedReader::open(cut, "cut").unwrap();
+            let mut stored = Vec::new();
+            let error = loop {
+                match reader.next(&mut stored) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("{packs} packs passed for all"),
+                    Err(error) => break error.to_string(),
+                }
+            };
+            assert!(error.contains("cut: offset "), "{error}");
+        }
+    }
 }
