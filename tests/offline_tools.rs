@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Walkeep, text};
+use support::{Walkeep, text, vectors};
 
 /// A log, its diff, and an image large enough for both.
 fn prepared() -> Walkeep {
@@ -255,4 +255,122 @@ fn ten_thousand_diffs_merge_with_256_descriptors_and_128_mib() {
         listed["records"].clone()
     };
     assert_eq!(records("merged"), records("one.wdiff"));
+}
+
+#[test]
+fn no_command_destroys_its_own_input() {
+    let walkeep = prepared();
+    image(&walkeep, "base", 8 << 20);
+    fs::hard_link(walkeep.path("a.wdiff"), walkeep.path("alias")).unwrap();
+    std::os::unix::fs::symlink("a.wlog", walkeep.path("link")).unwrap();
+    let sums = || ["a.wlog", "a.wdiff", "base"].map(|name| walkeep.sha256(name));
+    let before = sums();
+    for line in [
+        "wlog redo a.wlog a.wlog",
+        "wlog redo a.wlog link",
+        "wlog to-wdiff a.wlog a.wlog",
+        "wdiff redo a.wdiff alias",
+        "wdiff merge -o a.wdiff a.wdiff alias",
+        "wlog cat a.wlog a.wlog",
+        "ldev redo base base",
+        "image cat --base base -o base",
+        "image cat --base base --diff a.wdiff -o a.wdiff",
+        "image diff --wdiff base base base",
+    ] {
+        let error = walkeep.fails(line, 2);
+        assert!(error.contains("choose another name"), "{line}: {error}");
+    }
+    assert_eq!(sums(), before);
+}
+
+#[test]
+fn json_is_one_document_also_where_the_data_is_bad() {
+    let walkeep = prepared();
+    for (name, from) in [("cut.wlog", "a.wlog"), ("cut.wdiff", "a.wdiff")] {
+        let bytes = fs::read(walkeep.path(from)).unwrap();
+        fs::write(walkeep.path(name), &bytes[..bytes.len() - 600]).unwrap();
+    }
+    fs::write(walkeep.path("empty"), []).unwrap();
+    for line in [
+        "wlog show --json cut.wlog",
+        "wlog show --json empty",
+        "wlog show --json missing",
+        "wlog show --json a.wdiff",
+        "wlog verify --json cut.wlog",
+        "wdiff show --json cut.wdiff",
+        "wdiff show --json a.wlog",
+        "wdiff verify --json cut.wdiff",
+        "wdiff info --json empty",
+        "ldev show --json empty",
+        "ldev verify --json a.wlog",
+    ] {
+        let output = walkeep.run(line);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(document["error"].is_string(), "{line}: {document}");
+    }
+}
+
+#[test]
+fn a_file_of_another_kind_is_named() {
+    let walkeep = prepared();
+    let error = walkeep.fails("wlog verify a.wdiff", 1);
+    assert!(error.contains("a.wdiff is a wdiff, not a wlog"), "{error}");
+    let error = walkeep.fails("wdiff info a.wlog", 1);
+    assert!(error.contains("a.wlog is a wlog, not a wdiff"), "{error}");
+}
+
+#[test]
+fn a_replaced_output_keeps_its_mode_and_a_link_its_target() {
+    use std::os::unix::fs::PermissionsExt;
+    let walkeep = prepared();
+    fs::write(walkeep.path("private"), "old").unwrap();
+    let only_mine = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(walkeep.path("private"), only_mine.clone()).unwrap();
+    std::os::unix::fs::symlink("private", walkeep.path("link")).unwrap();
+    walkeep.ok("wdiff merge -o link a.wdiff");
+    assert_eq!(walkeep.sha256("private"), walkeep.sha256("a.wdiff"));
+    assert!(walkeep.path("link").is_symlink());
+    let mode = fs::metadata(walkeep.path("private")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_log_that_lost_packs_is_not_cut_short_in_silence() {
+    let walkeep = Walkeep::new();
+    fs::copy(vectors().join("ldev1-512.img"), walkeep.path("ldev")).unwrap();
+    image(&walkeep, "image", 1 << 20);
+    walkeep.ok("ldev redo ldev image");
+    walkeep.ok("wlog cat ldev whole.wlog");
+    let shown = walkeep.ok("wlog show --json whole.wlog");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    // The header of the second pack: ring of 165 blocks from byte 5120 on.
+    let lsid = shown["packs"][1]["lsid"].as_u64().unwrap();
+    let mut bytes = fs::read(walkeep.path("ldev")).unwrap();
+    bytes[5120 + (lsid % 165) as usize * 512 + 30] ^= 1;
+    fs::write(walkeep.path("damaged"), bytes).unwrap();
+    for line in ["wlog cat damaged short.wlog", "ldev verify damaged"] {
+        let error = walkeep.fails(line, 1);
+        assert!(error.contains("packs are lost"), "{line}: {error}");
+    }
+    assert!(!walkeep.path("short.wlog").exists());
+    // What was asked for stands before the damage.
+    walkeep.ok(&format!("wlog cat damaged part.wlog --end {lsid}"));
+}
+
+#[test]
+fn recovery_onto_the_wrong_image_leaves_the_log() {
+    let walkeep = Walkeep::new();
+    fs::copy(vectors().join("ldev0-512.img"), walkeep.path("ldev")).unwrap();
+    image(&walkeep, "small", 4096);
+    image(&walkeep, "image", 256 << 10);
+    let before = walkeep.sha256("ldev");
+    let error = walkeep.fails("ldev redo ldev small", 1);
+    assert!(error.contains("left as it is"), "{error}");
+    assert_eq!(walkeep.sha256("ldev"), before);
+    walkeep.ok("ldev redo ldev image");
+    image(&walkeep, "by-log", 256 << 10);
+    let log = vectors().join("w512-basic.wlog");
+    walkeep.ok(&format!("wlog redo {} by-log", log.display()));
+    assert_eq!(walkeep.sha256("image"), walkeep.sha256("by-log"));
 }

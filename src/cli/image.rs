@@ -10,6 +10,7 @@ use walkeep_store::wdiff::{Comparison, Difference, compare, hash_image, scan, wr
 use walkeep_wire::wdiff::Tally;
 
 use super::Outcome;
+use super::guard::{refuse_same, usage};
 use super::options::{DiffOut, Size, Threads};
 use super::progress::with_progress;
 use super::report::{Bytes, lb_bytes, pace, print_json, say, tally_json, tally_text};
@@ -92,16 +93,8 @@ impl Image {
     }
 }
 
-/// Ends the command for an argument that only its value makes wrong.
-fn usage(error: &str) -> ! {
-    clap::Error::raw(
-        clap::error::ErrorKind::ValueValidation,
-        format!("{error}\n"),
-    )
-    .exit()
-}
-
 fn cat(base: &Path, diffs: &[PathBuf], output: &Path, threads: &Threads) -> Result<Outcome> {
+    refuse_same(diffs.iter().map(PathBuf::as_path).chain([base]), output);
     let workers = threads.workers(None);
     let (size, time) = with_progress("restoring", |meter| {
         scan(base, diffs, output, workers, meter)
@@ -136,6 +129,12 @@ fn differences(
     diff: &DiffOut,
     json: bool,
 ) -> Result<Outcome> {
+    if let Some(out) = wdiff {
+        refuse_same([a, b], out);
+        if json && out == Path::new("-") {
+            usage("--json and --wdiff -: expected one of them on standard output");
+        }
+    }
     let images = Comparison::open(a, b)?;
     let compress = diff.compress.unwrap_or_default();
     let (found, time) = with_progress("comparing", |meter| match wdiff {

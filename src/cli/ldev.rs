@@ -12,9 +12,10 @@ use walkeep_wire::ldev::Superblock;
 use walkeep_wire::ldev::redo::Repair;
 
 use super::Outcome;
-use super::options::{block_size, blocks};
+use super::guard::{expect_kind, refuse_same, usage};
+use super::options::{Form, block_size, blocks};
 use super::progress::with_progress;
-use super::report::{Bytes, lb_bytes, outside, pace, print_json, say, tally_text};
+use super::report::{Bytes, json_failure, lb_bytes, outside, pace, print_json, say, tally_text};
 
 #[derive(Subcommand)]
 pub enum Ldev {
@@ -73,6 +74,12 @@ impl Ldev {
                 force,
                 ldev,
             } => {
+                if data_size == 0 || !data_size.is_multiple_of(u64::from(block_size.logical())) {
+                    usage(&format!(
+                        "--data-size: expected a multiple of the block size {}, at least one block",
+                        block_size.bytes()
+                    ));
+                }
                 let options = FormatOptions {
                     data_blocks: data_size,
                     pbs: block_size,
@@ -83,7 +90,8 @@ impl Ldev {
                 say(None, &superblock_text(&ldev, &superblock))?;
             }
             Self::Show { json, ldev } => {
-                let device = LogDevice::open(&ldev)?;
+                let form = if json { Form::Json } else { Form::Human };
+                let device = json_failure(open(&ldev), &ldev, form)?;
                 if json {
                     print_json(&superblock_json(&ldev, device.superblock()))?;
                 } else {
@@ -101,62 +109,57 @@ impl Ldev {
     }
 }
 
+fn open(ldev: &Path) -> Result<LogDevice> {
+    expect_kind(
+        LogDevice::open(ldev).map_err(Into::into),
+        ldev,
+        "log device",
+    )
+}
+
 fn verify(ldev: &Path, json: bool) -> Result<Outcome> {
-    let device = LogDevice::open(ldev)?;
+    let form = if json { Form::Json } else { Form::Human };
+    let device = json_failure(open(ldev), ldev, form)?;
+    json_failure(device.check_overflow().map_err(Into::into), ldev, form)?;
     let superblock = device.superblock();
-    if superblock.is_overflowed() {
-        bail!(
-            "{}: the log overflowed: expected at most {} blocks between oldest lsid {} and written \
-             lsid {}, found {}; only a reset of the log and a full or hash backup help",
-            ldev.display(),
-            superblock.ring.size(),
-            superblock.oldest_lsid,
-            superblock.written_lsid,
-            superblock.usage()
-        );
-    }
     let (end, time) = with_progress("verifying", |meter| {
         device.find_end(superblock.oldest_lsid, meter)
     });
-    let end = end?;
-    let lost = end.outcome.written_lsid < superblock.written_lsid;
+    let end = json_failure(end.map_err(Into::into), ldev, form)?;
+    let end_lsid = end.outcome.written_lsid;
+    let lost = device.check_end(end_lsid, superblock.written_lsid, &end.reason);
     if json {
         let mut document = superblock_json(ldev, superblock);
         document["packs"] = json!(end.packs);
         document["data_bytes"] = json!(end.data_bytes);
-        document["end_lsid"] = json!(end.outcome.lsid);
+        document["end_lsid"] = json!(end_lsid);
         document["end_reason"] = json!(end.reason);
-        document["sound"] = json!(!lost && end.bad_record.is_none());
+        document["sound"] = json!(lost.is_ok() && end.bad_record.is_none());
         print_json(&document)?;
     } else {
         let text = format!(
-            "{}\n  log      {} packs, {} {}\n  end      lsid {}: {}",
+            "{}\n  log      {} packs, {} {}\n  end      lsid {end_lsid}: {}",
             superblock_text(ldev, superblock),
             end.packs,
             Bytes(end.data_bytes),
             pace(end.data_bytes, time),
-            end.outcome.written_lsid,
             end.reason
         );
         say(None, &text)?;
     }
-    if lost {
+    lost?;
+    if end.bad_record.is_some() {
         bail!(
-            "{}: end of the log: expected at least the written lsid {}, found {}: {}",
+            "{}: {}; after a crash, `walkeep ldev redo` recovers the log",
             ldev.display(),
-            superblock.written_lsid,
-            end.outcome.written_lsid,
             end.reason
         );
     }
-    Ok(if end.bad_record.is_some() {
-        Outcome::Incomplete
-    } else {
-        Outcome::Sound
-    })
+    Ok(Outcome::Sound)
 }
 
 fn redo(ldev: &Path, image: &Path, discard: DiscardPolicy) -> Result<Outcome> {
+    refuse_same([ldev], image);
     let target = ImageFile::open(image, discard)?;
     let mut device = LogDevice::open_for_recovery(ldev)?;
     let (report, time) = with_progress("recovering", |meter| device.recover(&target, meter));
@@ -174,6 +177,12 @@ fn redo(ldev: &Path, image: &Path, discard: DiscardPolicy) -> Result<Outcome> {
         repair_text(&report.end)
     );
     say(None, &text)?;
+    if report.outside.total() > 0 {
+        eprintln!(
+            "walkeep: {}: left as it is, to be replayed onto the right image",
+            ldev.display()
+        );
+    }
     Ok(outside(image, &report.outside))
 }
 

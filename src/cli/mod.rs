@@ -1,5 +1,6 @@
 //! Arguments and output of the sub-commands.
 
+mod guard;
 mod image;
 mod ldev;
 mod options;

@@ -10,6 +10,7 @@ use walkeep_wire::LOGICAL_BLOCK;
 use walkeep_wire::wdiff::Tally;
 
 use super::Outcome;
+use super::options::Form;
 
 /// A number of bytes for a person.
 pub struct Bytes(pub u64);
@@ -76,6 +77,18 @@ pub fn outside(image: &Path, outside: &Tally) -> Outcome {
         tally_text(outside)
     );
     Outcome::Incomplete
+}
+
+/// A script that asked for JSON gets a document also where the data is bad.
+pub fn json_failure<T>(result: anyhow::Result<T>, path: &Path, form: Form) -> anyhow::Result<T> {
+    if let (Err(error), Form::Json) = (&result, form) {
+        print_json(&json!({
+            "file": path.display().to_string(),
+            "sound": false,
+            "error": format!("{error:#}"),
+        }))?;
+    }
+    result
 }
 
 /// Prints a JSON document.

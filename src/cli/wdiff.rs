@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use walkeep_store::image::{DiscardPolicy, ImageFile};
@@ -17,9 +17,12 @@ use walkeep_wire::wdiff::text::{
 use walkeep_wire::wdiff::{Compression, Cursor, IndexRecord, Kind, PackRecord, Tally};
 
 use super::Outcome;
+use super::guard::{expect_kind, refuse_same};
 use super::options::{DiffOut, Form, Listing, Threads};
 use super::progress::with_progress;
-use super::report::{Bytes, lb_bytes, outside, pace, print_json, say, tally_json, tally_text};
+use super::report::{
+    Bytes, json_failure, lb_bytes, outside, pace, print_json, say, tally_json, tally_text,
+};
 
 #[derive(Subcommand)]
 pub enum Wdiff {
@@ -77,7 +80,9 @@ pub enum Wdiff {
 impl Wdiff {
     pub fn run(self) -> Result<Outcome> {
         match self {
-            Self::Show { listing, file } => show(&file, listing.form())?,
+            Self::Show { listing, file } => {
+                expect_kind(show(&file, listing.form()), &file, "wdiff")?;
+            }
             Self::Verify {
                 listing,
                 threads,
@@ -86,13 +91,17 @@ impl Wdiff {
                 let workers = threads.workers(None);
                 let (report, time) =
                     with_progress("verifying", |meter| verify(&file, true, workers, meter));
-                print_report(&file, &report?, Some(time), listing.form())?;
+                let report = expect_kind(report.map_err(Into::into), &file, "wdiff");
+                let report = json_failure(report, &file, listing.form())?;
+                print_report(&file, &report, Some(time), listing.form())?;
             }
             Self::Info { listing, file } => {
                 let workers = Threads { threads: Some(1) }.workers(None);
                 let (report, _) =
                     with_progress("reading", |meter| verify(&file, false, workers, meter));
-                print_report(&file, &report?, None, listing.form())?;
+                let report = expect_kind(report.map_err(Into::into), &file, "wdiff");
+                let report = json_failure(report, &file, listing.form())?;
+                print_report(&file, &report, None, listing.form())?;
             }
             Self::Redo {
                 discard,
@@ -117,10 +126,14 @@ impl Wdiff {
 
 type DiffCursor = Cursor<Arc<InputFile>>;
 
-fn show(path: &Path, form: Form) -> Result<()> {
+fn open(path: &Path) -> Result<DiffCursor> {
     let file = Arc::new(Arc::new(FilePool::default()).open(path)?);
     let name = file.name();
-    let raw = Cursor::open(file, name)?;
+    Ok(Cursor::open(file, name)?)
+}
+
+fn show(path: &Path, form: Form) -> Result<()> {
+    let raw = json_failure(open(path), path, form)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     match form {
         Form::Walb => writeln!(out, "{}", HeaderText(raw.header()))?,
@@ -143,7 +156,12 @@ fn show(path: &Path, form: Form) -> Result<()> {
     }
     let index = raw.index().copied();
     let header = *raw.header();
-    let (tally, stored) = list_records(raw, form, &mut out)?;
+    let listed = list_records(raw, form, &mut out);
+    if let (Err(error), Form::Json) = (&listed, form) {
+        writeln!(out, "\n],\"error\":{}}}", json!(format!("{error:#}")))?;
+    }
+    out.flush()?;
+    let (tally, stored) = listed?;
     let text = StatText {
         format: header.format,
         tally: &tally,
@@ -363,10 +381,16 @@ fn run_redo(
     discard: DiscardPolicy,
     threads: &Threads,
 ) -> Result<Outcome> {
+    refuse_same([file], image);
     let target = ImageFile::open(image, discard)?;
     let workers = threads.workers(None);
     let (report, time) = with_progress("applying", |meter| redo(file, &target, workers, meter));
-    let report = report?;
+    let report = expect_kind(report.map_err(Into::into), file, "wdiff").with_context(|| {
+        format!(
+            "{} may be changed in part: apply a sound diff",
+            image.display()
+        )
+    })?;
     let bytes = lb_bytes(report.applied.blocks[0]);
     let text = format!(
         "{}: applied {} {}",
@@ -379,6 +403,7 @@ fn run_redo(
 }
 
 fn run_merge(files: &[PathBuf], output: &Path, diff: &DiffOut, any_uuid: bool) -> Result<()> {
+    refuse_same(files.iter().map(PathBuf::as_path), output);
     let options = MergeOptions {
         shape: diff.shape(0),
         compress: diff.compress,

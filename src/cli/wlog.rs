@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use walkeep_store::image::{DiscardPolicy, ImageFile};
@@ -18,9 +18,10 @@ use walkeep_wire::wlog::text::{HeaderLine, PackLine, RecordLine, Statistics};
 use walkeep_wire::wlog::{FileHeader, Step, Writer};
 
 use super::Outcome;
+use super::guard::{expect_kind, refuse_same, usage};
 use super::options::{DiffOut, Form, Listing, Size, Threads, block_size, blocks, io_blocks};
 use super::progress::with_progress;
-use super::report::{Bytes, lb_bytes, outside, pace, print_json, say, tally_text};
+use super::report::{Bytes, json_failure, lb_bytes, outside, pace, print_json, say, tally_text};
 
 #[derive(Subcommand)]
 pub enum Wlog {
@@ -95,9 +96,9 @@ pub struct Generate {
     /// Physical block size of the log: 512 or 4096
     #[arg(long, default_value = "4096", value_parser = block_size)]
     block_size: PhysicalBlock,
-    /// Least size of an IO
-    #[arg(long, default_value = "4K", value_parser = io_blocks, value_name = "SIZE")]
-    min_io: u32,
+    /// Least size of an IO [default: 4K, or the greatest if that is less]
+    #[arg(long, value_parser = io_blocks, value_name = "SIZE")]
+    min_io: Option<u32>,
     /// Greatest size of an IO
     #[arg(long, default_value = "64K", value_parser = io_blocks, value_name = "SIZE")]
     max_io: u32,
@@ -133,7 +134,9 @@ enum DataArg {
 impl Wlog {
     pub fn run(self) -> Result<Outcome> {
         match self {
-            Self::Show { listing, file } => show(&file, listing.form())?,
+            Self::Show { listing, file } => {
+                expect_kind(show(&file, listing.form()), &file, "wlog")?;
+            }
             Self::Verify {
                 listing,
                 threads,
@@ -142,7 +145,9 @@ impl Wlog {
                 let workers = threads.workers(None);
                 let (report, time) =
                     with_progress("verifying", |meter| verify(&file, workers, meter));
-                print_verified(&file, &report?, time, listing.form())?;
+                let report = expect_kind(report.map_err(Into::into), &file, "wlog");
+                let report = json_failure(report, &file, listing.form())?;
+                print_verified(&file, &report, time, listing.form())?;
             }
             Self::Redo {
                 discard,
@@ -160,7 +165,9 @@ impl Wlog {
                 begin,
                 end,
             } => {
-                let device = LogDevice::open(&ldev)?;
+                refuse_same([ldev.as_path()], &out);
+                let device = LogDevice::open(&ldev);
+                let device = expect_kind(device.map_err(Into::into), &ldev, "log device")?;
                 let (range, time) =
                     with_progress("cutting", |meter| device.cat(&out, begin, end, meter));
                 let (from, to) = range?;
@@ -182,59 +189,95 @@ impl Wlog {
 }
 
 fn show(path: &Path, form: Form) -> Result<()> {
-    let log = LogFile::open(path)?;
-    let mut scan = log.scan()?;
+    let log = json_failure(LogFile::open(path).map_err(Into::into), path, form)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let mut statistics: Option<Statistics> = None;
-    let mut file: Option<FileHeader> = None;
-    let mut headers: Vec<Value> = Vec::new();
-    let mut separator = "";
+    let mut listing = LogListing::default();
     if form == Form::Json {
         write!(out, "{{\"packs\":[")?;
     }
-    while let Some(step) = scan.next_step()? {
-        match (step, file) {
-            (Step::Header(header), _) => {
-                match &mut statistics {
-                    Some(sums) => sums.continue_with(&header),
-                    None => statistics = Some(Statistics::new(&header)),
-                }
-                match form {
-                    Form::Walb => writeln!(out, "{}", HeaderLine(&header))?,
-                    Form::Human => human_header(&mut out, &header)?,
-                    Form::Json => headers.push(header_json(&header)),
-                }
-                file = Some(header);
-            }
-            (Step::Pack(pack), Some(header)) => {
-                if let Some(sums) = &mut statistics {
-                    sums.add(&pack, header.pbs);
-                }
-                let position = scan.walk().pack_position();
-                match form {
-                    Form::Walb => walb_pack(&mut out, &pack)?,
-                    Form::Human => human_pack(&mut out, &pack, position)?,
-                    Form::Json => {
-                        write!(out, "{separator}\n{}", pack_json(&pack, position))?;
-                        separator = ",";
-                    }
-                }
-            }
-            _ => {}
+    let listed = listing.run(&log, form, &mut out);
+    if form == Form::Json {
+        let headers = Value::from(std::mem::take(&mut listing.headers));
+        write!(out, "\n],\"headers\":{headers}")?;
+        match (&listed, &listing.statistics) {
+            (Err(error), _) => writeln!(out, ",\"error\":{}}}", json!(format!("{error:#}")))?,
+            (Ok(()), Some(sums)) => writeln!(out, ",\"statistics\":{}}}", statistics_json(sums))?,
+            (Ok(()), None) => writeln!(out, "}}")?,
         }
     }
-    let Some(sums) = statistics else {
-        return Ok(());
-    };
-    match form {
-        Form::Walb => writeln!(out, "{sums}")?,
-        Form::Human => writeln!(out, "{}", statistics_text(&sums))?,
-        Form::Json => {
-            let (headers, sums) = (Value::from(headers), statistics_json(&sums));
-            writeln!(out, "\n],\"headers\":{headers},\"statistics\":{sums}}}")?;
-        }
+    out.flush()?;
+    listed?;
+    match (form, &listing.statistics) {
+        (Form::Walb, Some(sums)) => writeln!(out, "{sums}")?,
+        (Form::Human, Some(sums)) => writeln!(out, "{}", statistics_text(sums))?,
+        _ => {}
     }
     Ok(out.flush()?)
+}
+
+/// What a listing has to remember between packs.
+#[derive(Default)]
+struct LogListing {
+    headers: Vec<Value>,
+    statistics: Option<Statistics>,
+    file: Option<FileHeader>,
+    packs: u64,
+}
+
+impl LogListing {
+    fn run(&mut self, log: &LogFile, form: Form, out: &mut impl Write) -> Result<()> {
+        let mut scan = log.scan()?;
+        while let Some(step) = scan.next_step()? {
+            match step {
+                Step::Header(header) => self.begin_file(header, form, out)?,
+                Step::Pack(pack) => self.list(&pack, scan.walk().pack_position(), form, out)?,
+                Step::End { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_file(
+        &mut self,
+        header: FileHeader,
+        form: Form,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
+        match &mut self.statistics {
+            Some(sums) => sums.continue_with(&header),
+            None => self.statistics = Some(Statistics::new(&header)),
+        }
+        self.file = Some(header);
+        match form {
+            Form::Walb => writeln!(out, "{}", HeaderLine(&header)),
+            Form::Human => human_header(out, &header),
+            Form::Json => {
+                self.headers.push(header_json(&header));
+                Ok(())
+            }
+        }
+    }
+
+    fn list(
+        &mut self,
+        pack: &Header,
+        position: u64,
+        form: Form,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
+        if let (Some(sums), Some(file)) = (&mut self.statistics, &self.file) {
+            sums.add(pack, file.pbs);
+        }
+        self.packs += 1;
+        match form {
+            Form::Walb => walb_pack(out, pack),
+            Form::Human => human_pack(out, pack, position),
+            Form::Json => {
+                let separator = if self.packs > 1 { "," } else { "" };
+                write!(out, "{separator}\n{}", pack_json(pack, position))
+            }
+        }
+    }
 }
 
 fn walb_pack(out: &mut impl Write, pack: &Header) -> std::io::Result<()> {
@@ -393,12 +436,18 @@ fn run_redo(
     skip_checksum: bool,
     threads: &Threads,
 ) -> Result<Outcome> {
+    refuse_same([file], image);
     let target = ImageFile::open(image, discard)?;
     let workers = threads.workers(None);
     let (report, time) = with_progress("replaying", |meter| {
         redo(file, &target, skip_checksum, workers, meter)
     });
-    let report = report?;
+    let report = expect_kind(report.map_err(Into::into), file, "wlog").with_context(|| {
+        format!(
+            "{} may be changed in part: replay a sound log",
+            image.display()
+        )
+    })?;
     let bytes = lb_bytes(report.applied.blocks[0]);
     println_flushed(&format!(
         "{}: replayed {} up to lsid {} {}",
@@ -411,13 +460,14 @@ fn run_redo(
 }
 
 fn to_wdiff(file: &Path, out: &Path, diff: &DiffOut) -> Result<()> {
+    refuse_same([file], out);
     let options = ConvertOptions {
         shape: diff.cut_shape(),
         compress: diff.compress.unwrap_or_default(),
         workers: diff.workers(),
     };
     let (report, time) = with_progress("converting", |meter| convert(file, out, &options, meter));
-    let report = report?;
+    let report = expect_kind(report.map_err(Into::into), file, "wlog")?;
     let plain = lb_bytes(report.tally.blocks[0]);
     say(
         Some(out),
@@ -439,7 +489,7 @@ fn generate(arguments: &Generate) -> Result<()> {
         total_bytes: arguments.size.0,
         device_blocks: arguments.device_size,
         pbs: arguments.block_size,
-        min_io: arguments.min_io,
+        min_io: arguments.min_io.unwrap_or(arguments.max_io.min(8)),
         max_io: arguments.max_io,
         data: match arguments.data {
             DataArg::Random => DataKind::Random,
@@ -451,7 +501,12 @@ fn generate(arguments: &Generate) -> Result<()> {
         padding: arguments.padding,
         begin_lsid: arguments.lsid,
     };
-    let generator = Generator::new(options)?;
+    let generator = match Generator::new(options) {
+        Ok(generator) => generator,
+        Err(error) => usage(&format!(
+            "{error} (sizes of IOs and devices in blocks of 512 bytes)"
+        )),
+    };
     let output = Output::create(&arguments.out)?;
     let label = arguments.out.display().to_string();
     let header = generator.file_header();

@@ -9,7 +9,7 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] walkeep_wire::Error),
     /// A file operation failed.
-    #[error("{}: cannot {action}: {error}", path.display())]
+    #[error("{}: cannot {action}", path.display())]
     File {
         /// The file or device.
         path: PathBuf,

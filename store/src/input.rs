@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use walkeep_wire::wdiff::ReadAt;
+use walkeep_wire::wdiff::{FileHeader, ReadAt};
+use walkeep_wire::wlog::FileHeader as LogHeader;
 
 use crate::sys;
 use crate::{Error, Result};
@@ -126,7 +127,10 @@ impl InputFile {
     fn spooled(pool: &Arc<FilePool>, path: &Path, from: &mut dyn io::Read) -> Result<Self> {
         let mut file = tempfile::tempfile()
             .map_err(|e| Error::file(&std::env::temp_dir(), "make a temporary file", e))?;
-        let size = io::copy(from, &mut file).map_err(|e| Error::file(path, "spool", e))?;
+        let size = io::copy(from, &mut file).map_err(|e| {
+            let action = "keep input in an unnamed file (TMPDIR says where)";
+            Error::file(&std::env::temp_dir(), action, e)
+        })?;
         let kept = Some(Arc::new(file));
         Ok(Self {
             path: path.to_owned(),
@@ -200,6 +204,43 @@ impl ReadAt for InputFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.size)
+    }
+}
+
+/// True if both paths lead to the same file or the same device. False if either does not exist.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| {
+        let meta = std::fs::metadata(path).ok()?;
+        let kind = meta.file_type();
+        if kind.is_block_device() {
+            return Some((0, meta.rdev()));
+        }
+        // Pipes and terminals may well be both.
+        kind.is_file().then(|| (meta.dev(), meta.ino()))
+    };
+    identity(a).is_some_and(|a| identity(b) == Some(a))
+}
+
+/// What a file is, by its first bytes, for errors about the wrong kind of file.
+pub fn kind_of_file(path: &Path) -> Option<&'static str> {
+    let mut head = Vec::new();
+    let file = File::open(path)
+        .ok()
+        .filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
+    io::Read::read_to_end(&mut io::Read::take(file, 8192), &mut head).ok()?;
+    let wdiff = head.first_chunk().map(FileHeader::decode);
+    let superblock = [1, 0, 2, 0];
+    if wdiff.is_some_and(|header| header.is_ok()) {
+        Some("wdiff")
+    } else if head
+        .get(..4096)
+        .is_some_and(|b| LogHeader::decode(b).is_ok())
+    {
+        Some("wlog")
+    } else if head.get(4096..4100) == Some(&superblock[..]) {
+        Some("log device")
+    } else {
+        None
     }
 }
 

@@ -57,7 +57,8 @@ pub struct RecoveryReport {
     pub end: LogEnd,
     /// IOs replayed.
     pub applied: Tally,
-    /// IOs that reach past the end of the image; they were not written.
+    /// IOs that reach past the end of the image; they were not written. If there are any, the log
+    /// device was left as it is.
     pub outside: Tally,
 }
 
@@ -79,12 +80,6 @@ pub struct FormatOptions<'a> {
 /// # Errors
 /// Without `force`, [`Error::Refused`] if it holds a log device already: its log would be lost.
 pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
-    if !options.force && LogDevice::open(path).is_ok() {
-        return Err(Error::Refused(format!(
-            "{}: a log device stands there, and its log would be lost (--force formats it anew)",
-            path.display()
-        )));
-    }
     let fail = |action| move |e| Error::file(path, action, e);
     let file = OpenOptions::new()
         .read(true)
@@ -92,6 +87,14 @@ pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
         .open(path)
         .map_err(fail("open for reading and writing"))?;
     let size = size_of_file(&file).map_err(fail("inspect"))?;
+    if !options.force && has_superblock(&file).map_err(fail("inspect"))? {
+        return Err(Error::Refused(format!(
+            "{}: offset {}: a log device stands there, and its log would be lost (--force formats \
+             it anew)",
+            path.display(),
+            primary_position()
+        )));
+    }
     let (uuid, salt) = fresh_identity().map_err(fail("draw random numbers for"))?;
     let FormatOptions {
         data_blocks,
@@ -112,6 +115,17 @@ pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
     };
     write().map_err(fail("format"))?;
     Ok(superblock)
+}
+
+/// True where a superblock stands, even one that is damaged: its log could still be saved.
+fn has_superblock(file: &File) -> std::io::Result<bool> {
+    const TYPE_AND_VERSION: [u8; 4] = [1, 0, 2, 0];
+    let mut head = [0; TYPE_AND_VERSION.len()];
+    match file.read_exact_at(&mut head, primary_position()) {
+        Ok(()) => Ok(head == TYPE_AND_VERSION),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
@@ -221,20 +235,29 @@ impl LogDevice {
                 let expected = format!("less than the ring's {} blocks", ring.size());
                 Err(located(Flaw::new(6, "logpack size", expected, pack.total_pb)).into())
             }
+            Block::Pack(pack) if pack.next_lsid() == INVALID_LSID => {
+                let flaw = Flaw::new(
+                    8,
+                    "lsid after the logpack",
+                    "less than 2^64-1",
+                    INVALID_LSID,
+                );
+                Err(located(flaw).into())
+            }
             Block::Pack(pack) => Ok(Ok(pack)),
             Block::End => Ok(Err("an end block".to_owned())),
-            Block::NotAPack(flaw) => Ok(Err(flaw.to_string())),
+            Block::NotAPack(flaw) => Ok(Err(flaw.shifted(ring.position(lsid)).to_string())),
             Block::Broken(flaw) => Err(located(flaw).into()),
         }
     }
 
-    /// Hands the log's blocks of a record to `each` in pieces, and returns whether the checksum of
-    /// its data is right.
+    /// Hands the log's blocks of a record to `each` in pieces. Returns the checksum of its data if
+    /// that is not what the record says.
     fn read_record(
         &self,
         record: &Record,
         mut each: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<bool> {
+    ) -> Result<Option<u32>> {
         let Superblock { ring, salt, .. } = self.superblock;
         let mut sum = Checksum::new(salt);
         let mut covered = record.bytes();
@@ -253,7 +276,9 @@ impl LogDevice {
                 position += piece.len() as u64;
             }
         }
-        Ok(record.kind != RecordKind::Data || sum.finish() == record.checksum)
+        let found = sum.finish();
+        let is_bad = record.kind == RecordKind::Data && found != record.checksum;
+        Ok(is_bad.then_some(found))
     }
 
     /// Finds the end of the log that begins at `from`, checking all data.
@@ -276,12 +301,9 @@ impl LogDevice {
                 Err(reason) => return end(packs, data_bytes, at_end(lsid), None, reason),
             };
             for (index, record) in pack.records.iter().enumerate() {
-                if !self.read_record(record, |_| Ok(()))? {
+                if let Some(found) = self.read_record(record, |_| Ok(()))? {
                     let outcome = at_bad_record(from, &pack, index, ring.pbs(), salt);
-                    let reason = format!(
-                        "checksum of log data at lsid {}: expected {:08x}",
-                        record.lsid, record.checksum
-                    );
+                    let reason = self.bad_data(record, found).to_string();
                     return end(packs + 1, data_bytes, outcome, Some(index), reason);
                 }
                 if record.kind == RecordKind::Data {
@@ -316,6 +338,7 @@ impl LogDevice {
         end: Option<u64>,
         meter: &Meter,
     ) -> Result<(u64, u64)> {
+        self.check_overflow()?;
         let begin = self.check_begin(begin)?;
         let end = end.unwrap_or(INVALID_LSID);
         if begin >= end {
@@ -338,14 +361,21 @@ impl LogDevice {
         let out = BufWriter::with_capacity(STEP, Output::create(output)?);
         let mut writer = Writer::new(out, &label, header)?;
         let mut lsid = begin;
-        while let Ok(pack) = self.pack_at(lsid)? {
-            if pack.next_lsid() > end {
-                break;
-            }
+        loop {
+            let pack = match self.pack_at(lsid)? {
+                Ok(pack) if pack.next_lsid() > end => break,
+                Ok(pack) => pack,
+                Err(reason) => {
+                    self.check_end(lsid, end, &reason)?;
+                    break;
+                }
+            };
             writer.begin_pack(&self.block_at(lsid)?.1)?;
             for record in &pack.records {
-                if !self.read_record(record, |piece| Ok(writer.write_data(piece)?))? {
-                    return Err(self.bad_data(record));
+                let bad = self.read_record(record, |piece| Ok(writer.write_data(piece)?))?;
+                if let Some(found) = bad {
+                    let flaw = self.bad_data(record, found);
+                    return Err(flaw.in_source(&self.name).into());
                 }
             }
             meter.add(pack.pack_bytes(ring.pbs()));
@@ -363,15 +393,45 @@ impl LogDevice {
         Ok((begin, lsid))
     }
 
-    fn bad_data(&self, record: &Record) -> Error {
+    /// Refuses an overflowed log: its oldest packs are overwritten.
+    pub fn check_overflow(&self) -> Result<()> {
+        let superblock = &self.superblock;
+        if !superblock.is_overflowed() {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "{}: the log overflowed: expected at most {} blocks between oldest lsid {} and written \
+             lsid {}, found {}; only a reset of the log and a full or hash backup help",
+            self.name,
+            superblock.ring.size(),
+            superblock.oldest_lsid,
+            superblock.written_lsid,
+            superblock.usage()
+        )))
+    }
+
+    /// A log that ends before what is known to be written (or before the wanted end, if that is
+    /// less) lost packs.
+    pub fn check_end(&self, lsid: u64, wanted: u64, reason: &str) -> Result<()> {
+        let least = self.superblock.written_lsid.min(wanted);
+        if lsid >= least {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "{}: end of the log: expected at least the written lsid {least}, found lsid {lsid}: \
+             {reason}; packs are lost: take a full or hash backup",
+            self.name
+        )))
+    }
+
+    fn bad_data(&self, record: &Record, found: u32) -> Flaw {
         let position = self.superblock.ring.position(record.lsid);
-        let flaw = Flaw::new(
+        Flaw::new(
             position,
             "checksum of log data",
             format!("{:08x} (lsid {})", record.checksum, record.lsid),
-            "another; `walkeep ldev redo` recovers a log after a crash, --end stops before a pack",
-        );
-        flaw.in_source(&self.name).into()
+            format!("{found:08x}"),
+        )
     }
 
     fn check_begin(&self, begin: Option<u64>) -> Result<u64> {
@@ -401,8 +461,11 @@ impl LogDevice {
         let end = self.find_end(from_lsid, meter)?;
         let (applied, outside) = self.replay(from_lsid, &end, image)?;
         image.sync()?;
-        self.finish(&end.outcome)
-            .map_err(|e| Error::file(&self.path, "update", e))?;
+        // With the wrong image the log stays as it is, to be replayed onto the right one.
+        if outside.total() == 0 {
+            self.finish(&end.outcome)
+                .map_err(|e| Error::file(&self.path, "update", e))?;
+        }
         Ok(RecoveryReport {
             from_lsid,
             end,
@@ -442,12 +505,13 @@ impl LogDevice {
                     continue;
                 }
                 data.clear();
-                let good = self.read_record(record, |piece| {
+                let bad = self.read_record(record, |piece| {
                     data.extend_from_slice(piece);
                     Ok(())
                 })?;
-                if !good {
-                    return Err(self.bad_data(record));
+                if let Some(found) = bad {
+                    let flaw = self.bad_data(record, found);
+                    return Err(flaw.in_source(&self.name).into());
                 }
                 image.write(record.address, &data[..record.bytes() as usize])?;
             }

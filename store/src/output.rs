@@ -1,9 +1,11 @@
 //! Output files that appear under their name only when they are complete and durable.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{
+    FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -31,19 +33,26 @@ enum Target {
     /// For file systems that cannot make files without a name.
     Named(NamedTempFile),
     /// Pipes and devices: written as it comes.
-    Stream(Box<dyn Write + Send>),
+    Stream(File),
 }
 
 impl Output {
-    /// Begins an output. `-` is standard output.
+    /// Begins an output. `-` is standard output, unless that is a terminal. A symbolic link is
+    /// followed: what it points to is replaced.
     pub fn create(path: &Path) -> Result<Self> {
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let target = if path == Path::new("-") {
-            Target::Stream(Box::new(io::stdout()))
+            if io::stdout().is_terminal() {
+                let text = "standard output is a terminal, and the output is not text: name a file";
+                return Err(Error::Refused(text.to_owned()));
+            }
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            Target::Stream(File::from(
+                stdout.map_err(|e| Error::file(path, "open", e))?,
+            ))
         } else if is_special(path) {
             let file = OpenOptions::new().write(true).open(path);
-            Target::Stream(Box::new(
-                file.map_err(|e| Error::file(path, "open for writing", e))?,
-            ))
+            Target::Stream(file.map_err(|e| Error::file(path, "open for writing", e))?)
         } else {
             temporary_beside(path).map_err(|e| Error::file(path, "create", e))?
         };
@@ -151,6 +160,40 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
+/// Makes what went to a device, or through standard output to a file, durable. Pipes and terminals
+/// have nothing to sync, and say so.
+fn sync_stream(stream: &File) -> io::Result<()> {
+    match stream.sync_all() {
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::EINVAL | libc::EROFS | libc::ENOTSUP)
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// File systems that cannot make files without a name say so in several ways.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
+    )
+}
+
+/// Gives a new file the mode and, where allowed, the owner of the one it replaces.
+fn inherit(file: &File, path: &Path) -> io::Result<()> {
+    let Ok(old) = std::fs::metadata(path) else {
+        return file.set_permissions(std::fs::Permissions::from_mode(0o644));
+    };
+    // Only root may give files away; others keep the new one.
+    let _ = fchown(file, Some(old.uid()), Some(old.gid()));
+    file.set_permissions(old.permissions())
+}
+
 fn temporary_beside(path: &Path) -> io::Result<Target> {
     if path.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -162,8 +205,10 @@ fn temporary_beside(path: &Path) -> io::Result<Target> {
         .mode(0o644)
         .custom_flags(libc::O_TMPFILE)
         .open(dir);
-    if let Ok(file) = unnamed {
-        return Ok(Target::Unnamed(file));
+    match unnamed {
+        Ok(file) => return Ok(Target::Unnamed(file)),
+        Err(e) if is_unsupported(&e) => {}
+        Err(e) => return Err(e),
     }
     tempfile::Builder::new()
         .prefix("tmp")
@@ -174,14 +219,14 @@ fn temporary_beside(path: &Path) -> io::Result<Target> {
 
 fn commit(path: &Path, target: Target) -> io::Result<()> {
     match target {
-        Target::Stream(mut stream) => return stream.flush(),
+        Target::Stream(stream) => return sync_stream(&stream),
         Target::Unnamed(file) => {
+            inherit(&file, path)?;
             file.sync_all()?;
             name_unnamed(&file, path)?;
         }
         Target::Named(file) => {
-            file.as_file()
-                .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            inherit(file.as_file(), path)?;
             file.as_file().sync_all()?;
             file.persist(path).map_err(|e| e.error)?;
         }

@@ -12,8 +12,9 @@ use walkeep_wire::{LOGICAL_BLOCK, blocks_to_bytes};
 use crate::Result;
 use crate::input::InputFile;
 
-/// Decompressed images that several records share, kept up to this many bytes.
-const CACHE_BYTES: usize = 8 << 20;
+/// Decompressed images that several records share, kept up to this many bytes. The newest is kept
+/// whatever its size, or each of its pieces would decompress it anew.
+const CACHE_BYTES: usize = 16 << 20;
 
 /// The inputs of a job with their labels, in the order in which pieces number them.
 pub struct Sources {
@@ -54,8 +55,9 @@ impl Sources {
     }
 }
 
-/// Input and position of a stored image.
-type ImageKey = (usize, u64);
+/// Input and description of a stored image: who describes it otherwise gets another entry, checked
+/// on its own.
+type ImageKey = (usize, Stored);
 
 /// Decompressed images by input and position, the least recently used leaving first.
 #[derive(Default)]
@@ -75,9 +77,6 @@ impl ImageCache {
     }
 
     fn put(&mut self, key: ImageKey, image: Arc<Vec<u8>>) {
-        if image.len() > CACHE_BYTES {
-            return;
-        }
         while self.bytes + image.len() > CACHE_BYTES {
             let oldest = self
                 .images
@@ -156,10 +155,8 @@ impl Fetcher {
         input: usize,
         stored: &Stored,
     ) -> Result<Arc<Vec<u8>>> {
-        let key = (input, stored.position);
-        if let Some(image) = sources.images.lock().get(key)
-            && image.len() as u64 == stored.image_bytes()
-        {
+        let key = (input, stored.image());
+        if let Some(image) = sources.images.lock().get(key) {
             return Ok(image);
         }
         let mut image = Vec::new();

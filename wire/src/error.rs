@@ -64,7 +64,7 @@ pub enum Error {
         flaw: Box<Flaw>,
     },
     /// The bytes could not be read or written.
-    #[error("{source_name}: offset {offset}: {error}")]
+    #[error("{source_name}: offset {offset}: cannot read or write")]
     Io {
         /// File, device, pipe or peer.
         source_name: String,

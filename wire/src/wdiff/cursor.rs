@@ -323,10 +323,7 @@ fn read_super(source: &impl ReadAt, name: &str, size: u64) -> Result<IndexSuper>
 /// Records that refer to the same image must describe it alike. Only the images met last are
 /// remembered: each record is checked against its image anyway when that is loaded.
 fn agree_on_image(images: &mut HashMap<u64, Stored>, stored: &Stored, at: u64) -> Result<(), Flaw> {
-    let image = Stored {
-        image_offset: 0,
-        ..*stored
-    };
+    let image = stored.image();
     if images.len() >= IMAGES_REMEMBERED {
         images.clear();
     }

@@ -1,7 +1,7 @@
 //! The indexed format: stored images in order of arrival, and an index (reference: "wdiff").
 //!
-//! A writer needs neither sorting nor buffering of data. Overlaps are resolved in the index alone:
-//! its pieces are aligned to powers of two, so two overlapping pieces always nest.
+//! A writer needs neither sorting nor buffering of data: overlaps are resolved in the index alone.
+//! Its pieces are aligned to powers of two.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -69,6 +69,20 @@ impl IndexRecord {
             io_checksum: u32_at(bytes, 40),
             rec_checksum: u32_at(bytes, 44),
         })
+    }
+
+    const fn end(&self) -> u64 {
+        self.address + self.blocks as u64
+    }
+
+    /// The part from block `from` to block `to` (absolute, inside the record).
+    fn part(&self, from: u64, to: u64) -> Self {
+        Self {
+            address: from,
+            blocks: (to - from) as u32,
+            io_offset: self.io_offset + (from - self.address) as u32,
+            ..*self
+        }
     }
 
     /// The record's bytes, with a fresh `rec_checksum`.
@@ -209,41 +223,44 @@ fn aligned_piece(address: u64, blocks: u32, max_io: u32) -> u32 {
 
 /// Writes an indexed diff. Records may come in any order: a later one wins.
 ///
-/// Holds the index, 56 bytes and the map's overhead a piece, and no data.
+/// Holds one entry for each surviving range, about 100 bytes, and no data. Ranges are cut into
+/// aligned pieces only when the index is written. That gives the same pieces as cutting each record
+/// when it comes and each piece that is partly superseded again: both end with the greatest aligned
+/// pieces inside of what survives.
 pub struct IndexedWriter<W: Write> {
     out: W,
     position: u64,
     max_io: u32,
     n_data: u32,
-    index: BTreeMap<u64, IndexRecord>,
+    survivors: BTreeMap<u64, IndexRecord>,
 }
 
 impl<W: Write> IndexedWriter<W> {
     /// Writes the file header. Pieces have at most `max_io` blocks, 0 is no limit.
     pub fn create(mut out: W, uuid: Uuid, max_io: u32) -> std::io::Result<Self> {
-        out.write_all(
-            &FileHeader {
-                format: Format::Indexed,
-                uuid,
-            }
-            .encode(),
-        )?;
-        let position = FILE_HEADER as u64;
+        let format = Format::Indexed;
+        out.write_all(&FileHeader { format, uuid }.encode())?;
         Ok(Self {
             out,
-            position,
+            position: FILE_HEADER as u64,
             max_io,
             n_data: 0,
-            index: BTreeMap::new(),
+            survivors: BTreeMap::new(),
         })
     }
 
     /// Appends a record of any number of blocks and its stored bytes.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the record is empty, ends beyond 2^64 blocks or has other bytes than it
+    /// says.
     pub fn push(&mut self, record: &OutRecord, stored: &[u8]) -> std::io::Result<()> {
-        if record.size as usize != stored.len() {
+        let end = record.address.checked_add(u64::from(record.blocks));
+        let fits = record.blocks > 0 && end.is_some();
+        if !fits || record.size as usize != stored.len() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::InvalidInput,
-                "record size and data differ",
+                "record range or size is wrong",
             ));
         }
         let entry = IndexRecord {
@@ -265,47 +282,37 @@ impl<W: Write> IndexedWriter<W> {
         self.out.write_all(stored)?;
         self.position += stored.len() as u64;
         self.n_data += 1;
-        for piece in aligned_pieces(entry, self.max_io) {
-            self.supersede(&piece);
-            self.index.insert(piece.address, piece);
-        }
+        self.supersede(&entry);
+        self.survivors.insert(entry.address, entry);
         Ok(())
     }
 
-    /// Removes what `newer` covers; keeps the remains of an older piece around it.
+    /// Removes what `newer` covers; keeps the remains of older ranges around it.
     fn supersede(&mut self, newer: &IndexRecord) {
-        let end = newer.address + u64::from(newer.blocks);
-        let before = self.index.range(..newer.address).next_back();
+        let before = self.survivors.range(..newer.address).next_back();
         if let Some(older) = before.map(|(_, r)| *r)
-            && older.address + u64::from(older.blocks) > newer.address
+            && older.end() > newer.address
         {
-            self.index.remove(&older.address);
-            self.keep_remains(&older, newer);
+            let left = older.part(older.address, newer.address);
+            self.survivors.insert(left.address, left);
+            self.keep_right_of(newer, &older);
         }
-        while let Some(older) = self.index.range(newer.address..end).next().map(|(_, r)| *r) {
-            self.index.remove(&older.address);
-            self.keep_remains(&older, newer);
+        let covered = newer.address..newer.end();
+        while let Some(older) = self
+            .survivors
+            .range(covered.clone())
+            .next()
+            .map(|(_, r)| *r)
+        {
+            self.survivors.remove(&older.address);
+            self.keep_right_of(newer, &older);
         }
     }
 
-    fn keep_remains(&mut self, older: &IndexRecord, newer: &IndexRecord) {
-        let newer_end = newer.address + u64::from(newer.blocks);
-        let older_end = older.address + u64::from(older.blocks);
-        let left = older.address..newer.address.max(older.address);
-        let right = newer_end.min(older_end)..older_end;
-        for range in [left, right] {
-            if range.start >= range.end {
-                continue;
-            }
-            let remains = IndexRecord {
-                address: range.start,
-                blocks: (range.end - range.start) as u32,
-                io_offset: older.io_offset + (range.start - older.address) as u32,
-                ..*older
-            };
-            for piece in aligned_pieces(remains, self.max_io) {
-                self.index.insert(piece.address, piece);
-            }
+    fn keep_right_of(&mut self, newer: &IndexRecord, older: &IndexRecord) {
+        if older.end() > newer.end() {
+            let right = older.part(newer.end(), older.end());
+            self.survivors.insert(right.address, right);
         }
     }
 
@@ -315,10 +322,14 @@ impl<W: Write> IndexedWriter<W> {
         let filling = [0; INDEX_ALIGNMENT as usize];
         self.out
             .write_all(&filling[..(index_offset - self.position) as usize])?;
-        let n_records = u32::try_from(self.index.len())
-            .map_err(|_| std::io::Error::other("more than 2^32-1 index records"))?;
-        for record in self.index.values() {
-            self.out.write_all(&record.encode())?;
+        let mut n_records = 0u32;
+        for survivor in self.survivors.values() {
+            for piece in aligned_pieces(*survivor, self.max_io) {
+                n_records = n_records
+                    .checked_add(1)
+                    .ok_or_else(|| std::io::Error::other("more than 2^32-1 index records"))?;
+                self.out.write_all(&piece.encode())?;
+            }
         }
         let end = IndexSuper {
             index_offset,
@@ -339,9 +350,7 @@ fn aligned_pieces(record: IndexRecord, max_io: u32) -> impl Iterator<Item = Inde
         }
         let blocks = aligned_piece(rest.address, rest.blocks, max_io);
         let piece = IndexRecord { blocks, ..rest };
-        rest.address += u64::from(blocks);
-        rest.blocks -= blocks;
-        rest.io_offset += blocks;
+        rest = rest.part(rest.address + u64::from(blocks), rest.end());
         Some(piece)
     })
 }

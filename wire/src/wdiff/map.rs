@@ -107,8 +107,8 @@ impl CutMap {
                 let to = match u64::from(max_io) {
                     0 => entry.end(),
                     step => {
-                        let cell = (from - entry.origin) / step;
-                        entry.end().min(entry.origin + (cell + 1) * step)
+                        let left = step - (from - entry.origin) % step;
+                        entry.end().min(from.saturating_add(left))
                     }
                 };
                 let piece = entry.part(from, to);
@@ -162,6 +162,16 @@ mod tests {
                 (10, 2, 4096)
             ]
         );
+    }
+
+    #[test]
+    fn the_last_address_is_no_trap() {
+        let address = u64::MAX - 100;
+        for max_io in [0, 1, 7, 99, 100, 101, 2048, u32::MAX] {
+            let found = pieces(&[io(address, 100, 0)], max_io);
+            let sum: u32 = found.iter().map(|(_, blocks, _)| blocks).sum();
+            assert_eq!((found[0].0, sum), (address, 100), "{max_io}");
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Kind {
 ///
 /// The record's data is a part of a stored *image*: all of it in a sorted diff, any part in an
 /// indexed one, or in a record that a merge has cut.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Stored {
     /// Absolute byte offset of the stored bytes.
     pub position: u64,
@@ -77,6 +77,14 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The whole image.
+    pub const fn image(&self) -> Self {
+        Self {
+            image_offset: 0,
+            ..*self
+        }
+    }
+
     /// Plain bytes of the image.
     pub const fn image_bytes(&self) -> u64 {
         blocks_to_bytes(self.image_blocks)

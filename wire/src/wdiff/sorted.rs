@@ -370,7 +370,10 @@ impl<W: Write + Seek> SortedWriter<W> {
             if record.address < self.last_end {
                 return Err(invalid("records out of order"));
             }
-            self.last_end = record.address + u64::from(record.blocks);
+            self.last_end = record
+                .address
+                .checked_add(u64::from(record.blocks))
+                .ok_or_else(|| invalid("a record ends beyond 2^64 blocks"))?;
             if self.is_full_for(record.size) {
                 let rest = data.split_off(in_pack);
                 self.put(std::mem::replace(&mut data, rest))?;
