@@ -21,7 +21,9 @@ if [ "$keep" = no ]; then trap 'rm -rf "$work"' EXIT; fi
 cd "$work"
 image_size=96M
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 run() { printf '  $ %s\n' "${*//$walkeep/walkeep}"; "$@" | sed 's/^/    /'; }
 fail() { echo "demo: $*" >&2; exit 1; }
 size_of() { numfmt --to=iec --suffix=B "$(stat -c %s "$1")"; }

@@ -199,7 +199,7 @@ fn list(
 }
 
 fn range_text(found: &Difference) -> String {
-    let size = Bytes(lb_bytes(u64::from(found.blocks))).to_string();
+    let size = Bytes(lb_bytes(u64::from(found.blocks)));
     format!("{:>14} {size:>10}  {}", found.address, found.kind.letter())
 }
 

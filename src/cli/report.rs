@@ -23,11 +23,10 @@ impl fmt::Display for Bytes {
             value /= 1024.0;
             unit += 1;
         }
-        if unit == 0 {
-            write!(f, "{} B", self.0)
-        } else {
-            write!(f, "{value:.1} {}", UNITS[unit])
-        }
+        f.pad(&match unit {
+            0 => format!("{} B", self.0),
+            _ => format!("{value:.1} {}", UNITS[unit]),
+        })
     }
 }
 

@@ -120,9 +120,7 @@ type DiffCursor = Cursor<Arc<InputFile>>;
 fn show(path: &Path, form: Form) -> Result<()> {
     let file = Arc::new(Arc::new(FilePool::default()).open(path)?);
     let name = file.name();
-    // One cursor lists the records as they stand, the other checks them.
-    let raw = Cursor::open(file.clone(), name.clone())?;
-    let workers = Threads { threads: Some(1) }.workers(None);
+    let raw = Cursor::open(file, name)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     match form {
         Form::Walb => writeln!(out, "{}", HeaderText(raw.header()))?,
@@ -143,40 +141,48 @@ fn show(path: &Path, form: Form) -> Result<()> {
             raw.header().uuid
         )?,
     }
-    list_records(raw, form, &mut out)?;
-    out.flush()?;
-    let report = verify(path, false, workers, &walkeep_store::Meter::default())?;
+    let index = raw.index().copied();
+    let header = *raw.header();
+    let (tally, stored) = list_records(raw, form, &mut out)?;
+    let text = StatText {
+        format: header.format,
+        tally: &tally,
+        data_size: index.as_ref().map_or(stored, indexed_data_size),
+    };
     match form {
-        Form::Walb => writeln!(out, "{}", statistics(&report))?,
-        Form::Human => writeln!(out, "{}", tally_text(&report.tally))?,
-        Form::Json => writeln!(out, "\n],\"statistics\":{}}}", tally_json(&report.tally))?,
+        Form::Walb => writeln!(out, "{text}")?,
+        Form::Human => writeln!(out, "{}", tally_text(&tally))?,
+        Form::Json => writeln!(out, "\n],\"statistics\":{}}}", tally_json(&tally))?,
     }
     Ok(out.flush()?)
 }
 
-fn list_records(mut raw: DiffCursor, form: Form, out: &mut impl Write) -> Result<()> {
+/// Lists the records as they stand, and returns their counts and stored bytes.
+fn list_records(mut raw: DiffCursor, form: Form, out: &mut impl Write) -> Result<(Tally, u64)> {
+    let mut sums = (Tally::default(), 0);
     let mut separator = "";
+    let mut list = |row: Row, walb: &dyn std::fmt::Display| {
+        sums.0.add(row.kind, row.blocks);
+        sums.1 += u64::from(row.stored);
+        let printed = match form {
+            Form::Walb => writeln!(out, "{walb}"),
+            Form::Human => human_record(out, &row),
+            Form::Json => write!(out, "{separator}\n{}", row.to_json()),
+        };
+        separator = ",";
+        printed
+    };
     while let Some((_, pack)) = raw.next_pack()? {
         for record in &pack.records {
-            match form {
-                Form::Walb => writeln!(out, "{}", PackRecordText(record))?,
-                Form::Human => human_record(out, &Row::from(record))?,
-                Form::Json => write!(out, "{separator}\n{}", Row::from(record).to_json())?,
-            }
-            separator = ",";
+            list(Row::from(record), &PackRecordText(record))?;
         }
     }
     while let Some((_, records)) = raw.next_index()? {
         for record in &records {
-            match form {
-                Form::Walb => writeln!(out, "{}", IndexRecordText(record))?,
-                Form::Human => human_record(out, &Row::from(record))?,
-                Form::Json => write!(out, "{separator}\n{}", Row::from(record).to_json())?,
-            }
-            separator = ",";
+            list(Row::from(record), &IndexRecordText(record))?;
         }
     }
-    Ok(())
+    Ok(sums)
 }
 
 /// What both formats say of a record.
@@ -243,7 +249,7 @@ const fn kind_name(kind: Kind) -> &'static str {
 }
 
 fn human_record(out: &mut impl Write, row: &Row) -> std::io::Result<()> {
-    let size = Bytes(lb_bytes(u64::from(row.blocks))).to_string();
+    let size = Bytes(lb_bytes(u64::from(row.blocks)));
     write!(
         out,
         "{:>14} {size:>10}  {:<8}",
@@ -251,7 +257,7 @@ fn human_record(out: &mut impl Write, row: &Row) -> std::io::Result<()> {
         kind_name(row.kind)
     )?;
     if row.kind == Kind::Data {
-        let stored = Bytes(u64::from(row.stored)).to_string();
+        let stored = Bytes(u64::from(row.stored));
         write!(out, " {:<7} {stored:>10}", row.compression())?;
     }
     writeln!(out)

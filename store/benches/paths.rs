@@ -117,7 +117,7 @@ fn measure<T>(
         .bench_local(|| work(&files, &Meter::default()).map_err(|e| panic!("{e}")));
 }
 
-/// The limits: memory, checksum and hash of data that is in no cache.
+/// The limits: memory, checksum and hash, of more data than a core has cache.
 mod limits {
     use super::*;
 

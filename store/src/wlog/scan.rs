@@ -112,7 +112,16 @@ impl Scan<'_> {
         if position == self.size && self.walk.may_end_here() {
             return Ok(None);
         }
-        let left = self.size.saturating_sub(position);
+        let Some(left) = self.size.checked_sub(position) else {
+            let missing = format!("{} bytes more", position - self.size);
+            let flaw = Flaw::new(
+                self.size,
+                "data of the logpack",
+                missing,
+                "end of data (truncated)",
+            );
+            return Err(located(flaw).into());
+        };
         let mut bytes = vec![
             0;
             self.walk

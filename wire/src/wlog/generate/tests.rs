@@ -167,18 +167,3 @@ fn options_are_checked() {
     };
     assert_eq!(Generator::new(huge).unwrap().count(), 1);
 }
-
-/// The generator must not be what a measurement measures. Run with `--release --ignored`.
-#[test]
-#[ignore = "measures speed"]
-fn random_data_is_fast() {
-    let mut random = Random::new(1);
-    let mut buffer = vec![0; 1 << 20];
-    let start = std::time::Instant::now();
-    for _ in 0..2048 {
-        random.fill(std::hint::black_box(&mut buffer));
-    }
-    let rate = 2048.0 / 1024.0 / start.elapsed().as_secs_f64();
-    assert!(rate > 2.0, "{rate} GiB/s");
-    println!("{rate:.1} GiB/s");
-}
