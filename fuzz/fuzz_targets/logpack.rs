@@ -25,6 +25,8 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert!(!is_end, "a header that is an end block");
+    let blocks: u32 = header.records.iter().map(|r| r.data_pb(pbs)).sum();
+    assert_eq!(u32::from(header.total_pb), blocks);
     assert_eq!(
         classify(&block, pbs, salt, header.lsid),
         Block::Pack(header.clone())

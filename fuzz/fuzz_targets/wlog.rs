@@ -1,9 +1,11 @@
 //! wlog files: choice, then the file. The reader of a stream, with all data verified, and the walk
-//! must agree; and a log that is read to its end must not be readable without its last byte.
+//! must agree; and a log that can be read must not be readable when it was cut short, wherever that
+//! is: within a block, between two packs, before the end block.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use walkeep_fuzz::{fix, number, split, sum};
+use walkeep_wire::checksum::checksum;
 use walkeep_wire::logpack::RecordKind;
 use walkeep_wire::wlog::{FileHeader, Reader, Step, Walk};
 
@@ -17,15 +19,22 @@ fuzz_target!(|input: &[u8]| {
         fix_file(&mut file, 0);
     }
     let steps = read(&file);
-    let (walked, end) = walk(&file);
+    let (walked, starts, end) = walk(&file);
     match steps {
         Ok(steps) => {
             assert_eq!(steps, walked);
             assert_eq!(end, Ok(()));
-            assert!(
-                read(&file[..file.len() - 1]).is_err(),
-                "a truncated log was read"
-            );
+            // One cut anywhere, one at the start of a step. Only between two files it is none.
+            let part = usize::from(choice >> 1);
+            let cuts = [file.len() * part / 128, starts[starts.len() * part / 128]];
+            for cut in cuts.into_iter().chain(starts.last().copied()) {
+                let step = starts.iter().position(|start| *start == cut);
+                let between = step.is_some_and(|at| at > 0 && is_end(&walked[at - 1]));
+                assert!(
+                    between || read(&file[..cut]).is_err(),
+                    "a log without its end was read"
+                );
+            }
         }
         Err(read) => assert!(
             walked.starts_with(&read),
@@ -87,6 +96,8 @@ fn read(file: &[u8]) -> Result<Vec<Step>, Vec<Step>> {
             match reader.read_data(&mut data) {
                 Ok(Some(record)) if record.kind == RecordKind::Data => {
                     assert_eq!(data.len() as u64, record.bytes());
+                    let salt = reader.walk().header().map_or(0, |file| file.salt);
+                    assert_eq!(checksum(&data, salt), record.checksum);
                 }
                 Ok(Some(_)) => assert!(data.is_empty()),
                 Ok(None) => break,
@@ -96,19 +107,26 @@ fn read(file: &[u8]) -> Result<Vec<Step>, Vec<Step>> {
     }
 }
 
-/// All steps of a walk, which does not look at data, and how it ends.
-fn walk(file: &[u8]) -> (Vec<Step>, Result<(), ()>) {
-    let (mut steps, mut walk) = (Vec::new(), Walk::new());
+const fn is_end(step: &Step) -> bool {
+    matches!(step, Step::End { .. })
+}
+
+/// All steps of a walk, which does not look at data, where they start, and how it ends.
+fn walk(file: &[u8]) -> (Vec<Step>, Vec<usize>, Result<(), ()>) {
+    let (mut steps, mut starts, mut walk) = (Vec::new(), Vec::new(), Walk::new());
     loop {
         let at = usize::try_from(walk.position()).unwrap_or(usize::MAX);
         let rest = file.get(at..).unwrap_or_default();
         if rest.is_empty() {
             let whole = at <= file.len() && walk.finish().is_ok();
-            return (steps, if whole { Ok(()) } else { Err(()) });
+            return (steps, starts, if whole { Ok(()) } else { Err(()) });
         }
         match walk.feed(&rest[..rest.len().min(walk.need())]) {
-            Ok(step) => steps.push(step),
-            Err(_) => return (steps, Err(())),
+            Ok(step) => {
+                steps.push(step);
+                starts.push(at);
+            }
+            Err(_) => return (steps, starts, Err(())),
         }
     }
 }

@@ -60,10 +60,11 @@ impl Default for Payloads {
 }
 
 impl Payloads {
-    /// Sizes that a reader let pass must be within the limits of the format.
+    /// Sizes that a reader let pass must be within the limits of the format, and the bytes intact.
     pub fn decompress(&mut self, stored: &Stored, bytes: &[u8]) {
         let plain = stored.image_bytes();
         assert!(plain <= MAX_RECORD_BYTES && bytes.len() as u64 <= MAX_RECORD_BYTES);
+        assert_eq!(checksum(bytes, 0), stored.checksum);
         if plain > self.left {
             return;
         }
