@@ -4,6 +4,8 @@
 //! Decisions about bytes live in `walkeep-wire`; this crate reads, writes, makes durable and keeps
 //! the cores busy. It knows no actors and no sockets.
 
+pub mod block;
+pub mod disk;
 pub mod error;
 pub mod image;
 pub mod input;
@@ -13,6 +15,7 @@ pub mod output;
 pub mod payload;
 pub mod pipeline;
 mod sys;
+pub mod wal_device;
 pub mod wdiff;
 pub mod wlog;
 

@@ -1,0 +1,3 @@
+//! The WAL device: a block volume whose every write goes into a log of the original format first.
+
+pub mod control;
