@@ -17,32 +17,25 @@ const HEADROOM: u64 = 1 << 20;
 /// between: they stand for blocks whose content does not matter.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    pbs: PhysicalBlock,
+    rules: Rules,
     salt: u32,
-    ring_size: Option<u64>,
-    max_pack_pb: u32,
-    open: Header,
-    used: u32,
+    shape: Shape,
+    records: Vec<Record>,
     closed: Vec<Header>,
 }
 
 impl Builder {
     /// A builder whose first pack has its header at `lsid`. No ring, the greatest legal pack size.
     pub fn new(pbs: PhysicalBlock, salt: u32, lsid: u64) -> Self {
-        let open = Header {
-            lsid,
-            total_pb: 0,
-            checksum: 0,
-            n_padding: 0,
-            records: vec![],
-        };
         Self {
-            pbs,
+            rules: Rules {
+                pbs,
+                ring_size: None,
+                max_pack_pb: MAX_PACK_PB,
+            },
             salt,
-            ring_size: None,
-            max_pack_pb: MAX_PACK_PB,
-            open,
-            used: 0,
+            shape: Shape::new(lsid),
+            records: vec![],
             closed: vec![],
         }
     }
@@ -50,7 +43,7 @@ impl Builder {
     /// The log is a ring of `size` physical blocks: no IO may cross its end.
     #[must_use]
     pub fn with_ring(mut self, size: u64) -> Self {
-        self.ring_size = Some(size);
+        self.rules.ring_size = Some(size);
         self
     }
 
@@ -63,15 +56,23 @@ impl Builder {
 
     /// Changes the limit of [`Builder::with_max_pack`], for the open pack too.
     pub fn set_max_pack(&mut self, pb: u32) {
-        self.max_pack_pb = pb.min(MAX_PACK_PB);
+        self.rules.max_pack_pb = pb.min(MAX_PACK_PB);
     }
 
     /// lsid of the header after the open pack: where the log would end if it were finished now.
     pub fn next_lsid(&self) -> u64 {
-        match self.open.records.is_empty() {
-            true => self.open.lsid,
-            false => self.open.lsid.saturating_add(1 + u64::from(self.used)),
-        }
+        self.shape.next_lsid()
+    }
+
+    /// What [`Builder::next_lsid`] would be after a push of such an IO, which must fit in the ring.
+    pub fn next_lsid_after(&self, kind: RecordKind, blocks: u32) -> u64 {
+        let need = match kind {
+            RecordKind::Discard => 0,
+            RecordKind::Data | RecordKind::Padding => self.rules.pbs.count_for(blocks),
+        };
+        let mut shape = self.shape;
+        shape.place(&self.rules, kind, need);
+        shape.next_lsid()
     }
 
     /// Adds an IO and returns the packs that were closed before it: none, one or two (a pack that
@@ -97,8 +98,8 @@ impl Builder {
             checksum,
         };
         check_io(&io)?;
-        let (need, lsid) = (io.data_pb(self.pbs), self.open.lsid);
-        let ring = self.ring_size.unwrap_or(u64::MAX);
+        let (need, lsid) = (io.data_pb(self.rules.pbs), self.shape.lsid);
+        let ring = self.rules.ring_size.unwrap_or(u64::MAX);
         // The header of the pack needs a block of the ring too.
         let fits = u64::from(need) < ring;
         demand!(
@@ -124,7 +125,7 @@ impl Builder {
 
     /// Ends the open pack and returns it, if it holds anything. The builder goes on behind it.
     pub fn finish(&mut self) -> Option<Header> {
-        if !self.open.records.is_empty() {
+        if !self.records.is_empty() {
             self.close();
         }
         self.closed.pop()
@@ -132,52 +133,31 @@ impl Builder {
 
     /// Adds the IO, after padding where it would cross the ring end; false if the pack is full.
     fn try_add(&mut self, io: Record) -> bool {
-        if let Some(padding) = self.padding_before(&io) {
-            if !self.has_room(&padding) {
+        let need = io.data_pb(self.rules.pbs);
+        if let Some(rest) = self.shape.padding_before(&self.rules, io.kind, need) {
+            if !self.shape.has_room(&self.rules, RecordKind::Padding, rest) {
                 return false;
             }
-            self.add(padding);
+            self.add(Record {
+                kind: RecordKind::Padding,
+                address: 0,
+                blocks: rest * self.rules.pbs.logical(),
+                lsid: 0,
+                local: 0,
+                checksum: 0,
+            });
         }
-        let room = self.has_room(&io);
+        let room = self.shape.has_room(&self.rules, io.kind, need);
         if room {
             self.add(io);
         }
         room
     }
 
-    fn padding_before(&self, io: &Record) -> Option<Record> {
-        let ring = self.ring_size?;
-        let rest = ring - (self.open.lsid + 1 + u64::from(self.used)) % ring;
-        // Padding may cross the end itself: its blocks mean nothing.
-        let crosses = io.kind == RecordKind::Data && rest < u64::from(io.data_pb(self.pbs));
-        crosses.then(|| Record {
-            kind: RecordKind::Padding,
-            address: 0,
-            blocks: rest as u32 * self.pbs.logical(),
-            lsid: 0,
-            local: 0,
-            checksum: 0,
-        })
-    }
-
-    fn has_room(&self, io: &Record) -> bool {
-        let total = self.used + io.data_pb(self.pbs);
-        let first = self.open.records.is_empty();
-        let second_padding = io.kind == RecordKind::Padding && self.open.n_padding > 0;
-        self.open.records.len() < max_records(self.pbs)
-            && !second_padding
-            && total <= MAX_PACK_PB
-            && self.used < MAX_PACK_PB // lsid_local, which is one more, has 16 bits
-            && (first || total <= self.max_pack_pb)
-            && u64::from(total) < self.ring_size.unwrap_or(u64::MAX)
-    }
-
     fn add(&mut self, io: Record) {
-        let local = 1 + self.used;
-        let lsid = self.open.lsid + u64::from(local);
-        self.used += io.data_pb(self.pbs);
-        self.open.n_padding += u16::from(io.kind == RecordKind::Padding);
-        self.open.records.push(Record {
+        let local = self.shape.add(io.kind, io.data_pb(self.rules.pbs));
+        let lsid = self.shape.lsid + u64::from(local);
+        self.records.push(Record {
             lsid,
             local: local as u16,
             ..io
@@ -185,18 +165,102 @@ impl Builder {
     }
 
     fn close(&mut self) {
-        let lsid = self.next_lsid();
-        let next = Header {
-            lsid,
+        let mut full = Header {
+            lsid: self.shape.lsid,
             total_pb: 0,
             checksum: 0,
             n_padding: 0,
-            records: vec![],
+            records: std::mem::take(&mut self.records),
         };
-        let mut full = std::mem::replace(&mut self.open, next);
-        self.used = 0;
-        full.recount(self.pbs);
-        full.seal(self.pbs, self.salt);
+        self.shape.close();
+        full.recount(self.rules.pbs);
+        full.seal(self.rules.pbs, self.salt);
         self.closed.push(full);
+    }
+}
+
+/// What limits packs.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    pbs: PhysicalBlock,
+    ring_size: Option<u64>,
+    max_pack_pb: u32,
+}
+
+/// Size of the open pack.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    lsid: u64,
+    used: u32,
+    records: usize,
+    paddings: u16,
+}
+
+impl Shape {
+    const fn new(lsid: u64) -> Self {
+        Self {
+            lsid,
+            used: 0,
+            records: 0,
+            paddings: 0,
+        }
+    }
+
+    const fn next_lsid(&self) -> u64 {
+        match self.records {
+            0 => self.lsid,
+            _ => self.lsid.saturating_add(1 + self.used as u64),
+        }
+    }
+
+    /// Blocks of padding before an IO of `need` blocks, if it would cross the ring end.
+    fn padding_before(&self, rules: &Rules, kind: RecordKind, need: u32) -> Option<u32> {
+        let ring = rules.ring_size?;
+        let rest = ring - (self.lsid + 1 + u64::from(self.used)) % ring;
+        // Padding may cross the end itself: its blocks mean nothing.
+        let crosses = kind == RecordKind::Data && rest < u64::from(need);
+        crosses.then_some(rest as u32)
+    }
+
+    fn has_room(&self, rules: &Rules, kind: RecordKind, need: u32) -> bool {
+        let total = self.used + need;
+        let second_padding = kind == RecordKind::Padding && self.paddings > 0;
+        self.records < max_records(rules.pbs)
+            && !second_padding
+            && total <= MAX_PACK_PB
+            && self.used < MAX_PACK_PB // lsid_local, which is one more, has 16 bits
+            && (self.records == 0 || total <= rules.max_pack_pb)
+            && u64::from(total) < rules.ring_size.unwrap_or(u64::MAX)
+    }
+
+    /// Adds a record and returns its lsid_local.
+    fn add(&mut self, kind: RecordKind, need: u32) -> u32 {
+        let local = 1 + self.used;
+        self.used += need;
+        self.records += 1;
+        self.paddings += u16::from(kind == RecordKind::Padding);
+        local
+    }
+
+    fn close(&mut self) {
+        *self = Self::new(self.next_lsid());
+    }
+
+    /// Adds a record where it finds room, as [`Builder::push`] does.
+    fn place(&mut self, rules: &Rules, kind: RecordKind, need: u32) {
+        loop {
+            if let Some(rest) = self.padding_before(rules, kind, need) {
+                if !self.has_room(rules, RecordKind::Padding, rest) {
+                    self.close();
+                    continue;
+                }
+                self.add(RecordKind::Padding, rest);
+            }
+            if self.has_room(rules, kind, need) {
+                self.add(kind, need);
+                return;
+            }
+            self.close();
+        }
     }
 }
