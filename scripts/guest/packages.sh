@@ -37,6 +37,7 @@ backports_apt() {
     local dir=$1 codename mirror key=/usr/share/keyrings/debian-archive-keyring.gpg
     # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # shellcheck disable=SC2016 # apt expands the format.
     mirror=$(apt-get indextargets --format '$(REPO_URI)' \
         'Created-By: Packages' "Codename: $codename" 'Component: main' | head -n 1)
     if [ -z "$mirror" ]; then

@@ -4,7 +4,7 @@
 # guest: --lane u
 # packages: dmsetup
 set -euo pipefail
-# shellcheck source=../lib.sh
+# shellcheck source=scripts/guest/lib.sh
 . "$(dirname "$0")/../lib.sh"
 
 work=$(mktemp -d)
@@ -69,6 +69,7 @@ expect_block $device 7 a
 dmsetup remove faulty
 
 say "dust: bad blocks, once enabled, until written"
+for i in 7 9; do block a | write_block "$loop" $i; done
 dust_table "$loop" 4096 | dm_create dusty
 device=/dev/mapper/dusty
 dust_message dusty addbadblock 7

@@ -4,7 +4,7 @@
 # guest: --lane t
 # packages: python3
 set -euo pipefail
-# shellcheck source=../lib.sh
+# shellcheck source=scripts/guest/lib.sh
 . "$(dirname "$0")/../lib.sh"
 
 modprobe ublk_drv
