@@ -79,6 +79,9 @@ pub(crate) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     seek(file, offset, libc::SEEK_HOLE)
 }
 
+/// Buffers that one call takes (IOV_MAX).
+pub(crate) const MAX_PARTS: usize = libc::UIO_MAXIOV as usize;
+
 fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
     let offset = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: lseek64 takes no pointers.
