@@ -6,7 +6,10 @@
 
 pub mod engine;
 pub mod real;
+mod ring;
 pub mod sim;
+pub mod threads;
+pub mod uring;
 
 pub use real::RealDisk;
 
