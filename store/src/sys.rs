@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 mod ioctl {
     nix::ioctl_read_bad!(
@@ -54,7 +54,7 @@ pub(crate) fn device_zero(file: &File, offset: u64, bytes: u64) -> io::Result<()
 }
 
 /// Begins to write a range of dirty pages to the disk, without waiting.
-pub(crate) fn begin_writeback(file: &File, offset: u64, bytes: u64) {
+pub(crate) fn begin_writeback(file: BorrowedFd<'_>, offset: u64, bytes: u64) {
     let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else {
         return;
     };
