@@ -543,3 +543,147 @@ impl LogDevice {
 pub fn name_text(name: &Name) -> String {
     String::from_utf8_lossy(name.as_bytes()).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use walkeep_wire::random::Random;
+    use walkeep_wire::wlog::generate::{GeneratedPack, Generator, Options};
+
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::image::DiscardPolicy;
+
+    const LOG: &str = "log";
+    const IMAGE: &str = "image";
+    const LOG_BYTES: usize = 1 << 20;
+    const IMAGE_BLOCKS: u64 = 512;
+
+    /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
+    fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
+        let options = Options {
+            seed,
+            total_bytes: 128 << 10,
+            device_blocks: IMAGE_BLOCKS,
+            pbs: PhysicalBlock::B512,
+            min_io: 1,
+            max_io: 32,
+            ..Options::default()
+        };
+        let generator = Generator::new(options).unwrap();
+        let header = generator.file_header();
+        let mut packs: Vec<_> = generator.collect();
+        let is_data = |record: &Record| record.kind == RecordKind::Data;
+        let last = packs.iter().rposition(|pack| {
+            let records = &pack.header.records;
+            pack.header.lsid > 0
+                && records.len() > 1
+                && is_data(&records[0])
+                && is_data(&records[records.len() - 1])
+        });
+        packs.truncate(last? + 1);
+        Some((header, packs))
+    }
+
+    /// A log with those packs and an image that has none of them. `bad` picks the record of the
+    /// last pack whose data is bad.
+    fn disk_with_log(seed: u64, bad: Option<fn(&[Record]) -> &Record>) -> SimDisk {
+        let (header, packs) = packs(seed).unwrap();
+        let FileHeader {
+            uuid, salt, pbs, ..
+        } = header;
+        let size = LOG_BYTES as u64;
+        let superblock = Superblock::format(uuid, salt, "", IMAGE_BLOCKS, size, pbs).unwrap();
+        let mut log = vec![0; LOG_BYTES];
+        let mut put = |at: u64, bytes: &[u8]| {
+            log[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        };
+        put(primary_position(), &superblock.encode());
+        put(secondary_position(pbs), &superblock.encode());
+        for pack in &packs {
+            put(
+                superblock.ring.position(pack.header.lsid),
+                &pack.header.encode(pbs, salt),
+            );
+            put(superblock.ring.position(pack.header.lsid + 1), &pack.data);
+        }
+        let disk = SimDisk::new(seed);
+        disk.put(Path::new(LOG), &log).unwrap();
+        disk.put(Path::new(IMAGE), &vec![7; IMAGE_BLOCKS as usize * 512])
+            .unwrap();
+        if let Some(bad) = bad {
+            let record = bad(&packs[packs.len() - 1].header.records);
+            let position = superblock.ring.position(record.lsid);
+            disk.flip_bits(Path::new(LOG), position, 1).unwrap();
+        }
+        disk
+    }
+
+    fn recover(disk: &SimDisk) -> Result<RecoveryReport> {
+        let mut log = LogDevice::open_on(disk, Path::new(LOG), Mode::Write)?;
+        let image = ImageFile::open_on(disk, Path::new(IMAGE), DiscardPolicy::Zero)?;
+        log.recover(&image, &Meter::default())
+    }
+
+    /// What a recovered disk has: the image, and where the log goes on.
+    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64) {
+        let log = LogDevice::open_on(disk, Path::new(LOG), Mode::Read).unwrap();
+        let image = disk.contents(Path::new(IMAGE)).unwrap();
+        (image, log.superblock().written_lsid)
+    }
+
+    /// Power cuts at every operation of a recovery, each in many ways, and again in the recovery
+    /// after that: the last one always ends where the uncut one does.
+    fn cut_everywhere(seed: u64, base: &SimDisk) {
+        let uncut = base.kill();
+        recover(&uncut).unwrap();
+        let expected = recovered(&uncut);
+        for cut in 0.. {
+            let disk = base.kill();
+            disk.cut_after(cut);
+            let done = recover(&disk);
+            for way in 0..10 {
+                let mut random = Random::new(way);
+                let after = disk.power_cut(&mut random);
+                if done.is_ok() {
+                    assert!(recovered(&after) == expected, "seed {seed}: not durable");
+                }
+                if recovered(&after).1 == expected.1 {
+                    assert!(
+                        recovered(&after) == expected,
+                        "seed {seed}, {cut}, {way}: too early"
+                    );
+                }
+                after.cut_after(random.below(cut + 1));
+                let again = recover(&after);
+                let last = after.power_cut(&mut random);
+                recover(&last).unwrap();
+                assert!(
+                    recovered(&last) == expected,
+                    "seed {seed}, {cut}, {way}: {again:?}"
+                );
+            }
+            if done.is_ok() {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn recovery_survives_power_cuts_at_every_operation() {
+        for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
+            let ends: [(Option<fn(&[Record]) -> &Record>, fn(&Repair) -> bool); 3] = [
+                (None, |repair| *repair == Repair::None),
+                (Some(|r| &r[r.len() - 1]), |repair| {
+                    matches!(repair, Repair::Shrink(_))
+                }),
+                (Some(|r| &r[0]), |repair| *repair == Repair::EndBlock),
+            ];
+            for (bad, is_expected) in ends {
+                let base = disk_with_log(seed, bad);
+                let repair = recover(&base.kill()).unwrap().end.outcome.repair;
+                assert!(is_expected(&repair), "seed {seed}: {repair:?}");
+                cut_everywhere(seed, &base);
+            }
+        }
+    }
+}

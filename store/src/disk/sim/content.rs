@@ -8,7 +8,7 @@ use walkeep_wire::random::Random;
 
 const CHUNK: u64 = 4096;
 /// What a disk writes whole or not at all.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 type Chunk = [u8; CHUNK as usize];
 

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use walkeep_wire::random::Random;
 
-use self::content::{Change, Content};
+use self::content::{Change, Content, SECTOR};
 use super::{Disk, DiskFile, Mode, directory_of};
 
 /// A simulated disk with one root directory, which relative paths begin at too. Clones are the same
@@ -536,11 +536,15 @@ impl State {
         let Change::Write { offset, bytes } = change else {
             return Err(error);
         };
-        // Some of it came through; a later cut may still tear that.
-        let mut random = self.random.clone();
-        let length = random.below(bytes.len() as u64 + 1) as usize;
-        self.random = random;
-        let bytes = bytes.slice(..length);
+        // The first sectors came through, or all; a later cut may still tear that.
+        let whole = offset + bytes.len() as u64;
+        let end = offset + self.random.below(bytes.len() as u64 + SECTOR + 1);
+        let end = if end < whole {
+            end - end % SECTOR
+        } else {
+            whole
+        };
+        let bytes = bytes.slice(..end.saturating_sub(offset) as usize);
         self.file_mut(id)?.change(Change::Write { offset, bytes });
         Err(error)
     }
