@@ -195,7 +195,13 @@ impl Superblock {
             format!("{found:08x}")
         );
         let metadata = u32_at(block, 16);
-        demand!(metadata == 0, 16, "metadata_size", 0, metadata);
+        demand!(
+            metadata == 0,
+            16,
+            "metadata_size",
+            "0, as there is no metadata area in this version",
+            metadata
+        );
         Ok(block)
     }
 

@@ -223,7 +223,7 @@ impl<S: ReadAt> Cursor<S> {
     fn refill(&mut self) -> Result<bool> {
         let records = match self.header.format {
             Format::Sorted => match self.next_pack()? {
-                Some((position, pack)) => pack.to_records(position),
+                Some((position, pack)) => pack.to_records(position, &mut self.last_end),
                 None => return Ok(false),
             },
             Format::Indexed => match self.next_index()? {
@@ -245,6 +245,7 @@ impl<S: ReadAt> Cursor<S> {
             let record = record
                 .to_record(index.index_offset)
                 .map_err(|f| f.shifted(at))?;
+            check_order(&mut self.last_end, &record, at)?;
             if let Body::Data(stored) = record.body {
                 agree_on_image(images, &stored, at)?;
             }
@@ -252,24 +253,12 @@ impl<S: ReadAt> Cursor<S> {
         }
         Ok(batch)
     }
-
-    fn last_position(&self) -> u64 {
-        match &self.place {
-            Place::Sorted { next_pack, .. } => *next_pack,
-            Place::Indexed { index, next, .. } => {
-                index.index_offset + u64::from(*next) * INDEX_RECORD as u64
-            }
-        }
-    }
 }
 
 impl<S: ReadAt> RecordSource for Cursor<S> {
     fn next_record(&mut self) -> Result<Option<Record>> {
         loop {
             if let Some(record) = self.ready.next() {
-                let at = self.last_position();
-                check_order(&mut self.last_end, &record, at)
-                    .map_err(|f| f.in_source(&self.name))?;
                 return Ok(Some(record));
             }
             if !self.refill()? {

@@ -252,12 +252,10 @@ impl<W: Write> IndexedWriter<W> {
     /// Appends a record of any number of blocks and its stored bytes.
     ///
     /// # Errors
-    /// `InvalidInput` if the record is empty, ends beyond 2^64 blocks or has other bytes than it
-    /// says.
+    /// `InvalidInput` if the record is empty, ends beyond 2^64 blocks, has more than 32 MiB of data
+    /// or other bytes than it says.
     pub fn push(&mut self, record: &OutRecord, stored: &[u8]) -> std::io::Result<()> {
-        let end = record.address.checked_add(u64::from(record.blocks));
-        let fits = record.blocks > 0 && end.is_some();
-        if !fits || record.size as usize != stored.len() {
+        if record.checked_end().is_none() || record.size as usize != stored.len() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::InvalidInput,
                 "record range or size is wrong",
