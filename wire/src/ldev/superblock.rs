@@ -389,6 +389,21 @@ mod tests {
     }
 
     #[test]
+    fn a_metadata_area_is_refused() {
+        for metadata_size in [1u32, 4096, u32::MAX] {
+            let mut block = fresh(PhysicalBlock::B512).encode();
+            put(&mut block, 16, metadata_size.to_le_bytes());
+            embed(&mut block, 4, 0);
+            let flaw = Superblock::decode(&block, 1 << 20).unwrap_err();
+            let expected = format!(
+                "offset 16: metadata_size: expected 0, as there is no metadata area in this \
+                 version, found {metadata_size}"
+            );
+            assert_eq!(flaw.to_string(), expected);
+        }
+    }
+
+    #[test]
     fn lsids_move_forward_only() {
         let mut sb = fresh(PhysicalBlock::B512);
         sb.advance_written(10).unwrap();

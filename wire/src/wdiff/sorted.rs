@@ -475,6 +475,57 @@ mod tests {
         }
     }
 
+    /// The flaw of a record by itself, if it has one.
+    fn flaw_of(kind: Kind, blocks: u32, data_size: u32) -> Option<(&'static str, u64)> {
+        let compression = match kind {
+            Kind::Data => Compression::Snappy as u8,
+            _ => 0,
+        };
+        let record = PackRecord {
+            address: 7,
+            blocks,
+            kind,
+            compression,
+            data_offset: 0,
+            data_size,
+            checksum: 0,
+        };
+        let pack = Pack {
+            records: vec![record],
+            total_size: data_size,
+            is_end: false,
+        };
+        let pack = Pack::decode(&pack.encode()).unwrap();
+        let flaw = pack.to_records(1000, &mut 0).err()?;
+        Some((flaw.what, flaw.offset))
+    }
+
+    #[test]
+    fn sizes_of_records_have_bounds() {
+        const RECORD_AT: u64 = 1000 + 16;
+        let most = super::super::MAX_RECORD_BYTES as u32;
+        for kind in [Kind::Data, Kind::AllZero, Kind::Discard] {
+            let stored = u32::from(kind == Kind::Data);
+            assert_eq!(flaw_of(kind, 1, stored), None);
+            let empty = flaw_of(kind, 0, stored);
+            assert_eq!(empty, Some(("record size", RECORD_AT + 8)), "{kind:?}");
+        }
+        for kind in [Kind::AllZero, Kind::Discard] {
+            assert_eq!(flaw_of(kind, u32::MAX, 0), None);
+            let with_data = flaw_of(kind, 1, 1);
+            assert_eq!(
+                with_data,
+                Some(("stored size without data", RECORD_AT + 20))
+            );
+        }
+        assert_eq!(flaw_of(Kind::Data, 1, 0), Some(("stored size", RECORD_AT)));
+        assert_eq!(flaw_of(Kind::Data, most / 512, most), None);
+        for (blocks, stored) in [(most / 512 + 1, 9), (1, most + 1), (u32::MAX, 9)] {
+            let flaw = flaw_of(Kind::Data, blocks, stored);
+            assert_eq!(flaw, Some(("data record size", RECORD_AT)), "{blocks}");
+        }
+    }
+
     /// Output that cannot seek, as a pipe.
     struct Pipe(Vec<u8>);
 
