@@ -28,7 +28,7 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
             if is_done.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let bar = bar(what);
+            let bar = bar(what, meter);
             loop {
                 let (position, length) = meter.read();
                 bar.set_length(length.max(position));
@@ -45,12 +45,16 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
     })
 }
 
-fn bar(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
+/// A bar of one line, made complete before it is drawn for the first time.
+fn bar(what: &'static str, meter: &Meter) -> ProgressBar {
+    let (position, length) = meter.read();
+    let target = ProgressDrawTarget::stderr();
+    let bar = ProgressBar::with_draw_target(Some(length.max(position)), target)
+        .with_position(position)
+        .with_message(what);
+    let template = "{msg} [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
     }
-    bar.set_message(what);
-    bar
 }
