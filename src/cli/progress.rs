@@ -25,19 +25,19 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
         let (done, is_done) = channel::<()>();
         let meter = &meter;
         scope.spawn(move || {
-            if is_done.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
-                return;
-            }
-            let bar = bar(what, meter);
-            loop {
+            // Made now, so that it knows how long the work has taken, and shown later.
+            let bar = bar(what);
+            let mut wait = PATIENCE;
+            while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 let (position, length) = meter.read();
                 bar.set_length(length.max(position));
                 bar.set_position(position);
-                if is_done.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
-                    bar.finish_and_clear();
-                    return;
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
+                wait = TICK;
             }
+            bar.finish_and_clear();
         });
         let result = work(meter);
         drop(done);
@@ -45,16 +45,13 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
     })
 }
 
-/// A bar of one line, made complete before it is drawn for the first time.
-fn bar(what: &'static str, meter: &Meter) -> ProgressBar {
-    let (position, length) = meter.read();
-    let target = ProgressDrawTarget::stderr();
-    let bar = ProgressBar::with_draw_target(Some(length.max(position)), target)
-        .with_position(position)
-        .with_message(what);
+/// A bar of one line, hidden.
+fn bar(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
     let template = "{msg} [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style.progress_chars("=> ")),
-        Err(_) => bar,
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
     }
+    bar.set_message(what);
+    bar
 }
