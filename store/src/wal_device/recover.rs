@@ -354,8 +354,9 @@ impl Ring<'_> {
         let ring = self.superblock.ring.size();
         // No pack is longer: one that reaches there begins after the window or ends within this.
         let longest = (1 << 20) / self.superblock.pbs().bytes() as u64;
-        let last = (end + window + longest).min(end + ring);
-        for lsid in end + window + 1..last {
+        let first = end.saturating_add(window).saturating_add(1);
+        let last = first.saturating_add(longest).min(end + ring);
+        for lsid in first..last {
             if self.pack_at(lsid)?.is_ok() {
                 return Err(Error::Refused(format!(
                     "{}: the log is corrupt at lsid {end} (byte {}): it goes on at lsid {lsid}, \

@@ -242,6 +242,8 @@ pub struct Machine {
     mutation: Option<sim::Mutation>,
     #[cfg(test)]
     acked_by: [u64; 2],
+    #[cfg(test)]
+    early: u64,
 }
 
 impl Machine {
@@ -293,6 +295,8 @@ impl Machine {
             mutation: None,
             #[cfg(test)]
             acked_by: [0; 2],
+            #[cfg(test)]
+            early: 0,
         }
     }
 
