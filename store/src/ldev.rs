@@ -135,7 +135,8 @@ fn has_superblock(file: &dyn DiskFile) -> std::io::Result<bool> {
     }
 }
 
-fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
+/// A random uuid and salt.
+pub(crate) fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
     let mut bytes = [0; 20];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let (uuid, salt) = bytes.split_at(16);

@@ -65,6 +65,22 @@ pub(crate) fn begin_writeback(file: BorrowedFd<'_>, offset: u64, bytes: u64) {
     }
 }
 
+/// Fills `into` from the page cache; false where not all of it is there.
+pub(crate) fn read_cached(file: &File, into: &mut [u8], offset: u64) -> io::Result<bool> {
+    let Ok(offset) = i64::try_from(offset) else {
+        return Ok(false);
+    };
+    let part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    // SAFETY: preadv2 writes at most `iov_len` bytes to the slice that `part` stands for, which
+    // outlives the call.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset, libc::RWF_NOWAIT) };
+    // Short, not there, or not supported: whoever may wait reads it.
+    Ok(usize::try_from(read) == Ok(into.len()))
+}
+
 /// The next byte at or after `offset` that is not in a hole; `None` if only holes follow.
 pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {

@@ -59,6 +59,11 @@ pub trait DiskFile: Debug + Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Fills `into`; the end of the file before that is an error.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Fills `into` if that takes no waiting for the disk; false if it would, or is not known.
+    fn read_cached(&self, into: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (into, offset);
+        Ok(false)
+    }
     /// Writes all parts, one behind the other. After an error any part of it may have been written.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes all that was written before durable. After an error nothing is known of it.

@@ -172,6 +172,10 @@ impl DiskFile for RealFile {
         self.file.read_exact_at(into, offset)
     }
 
+    fn read_cached(&self, into: &mut [u8], offset: u64) -> io::Result<bool> {
+        sys::read_cached(&self.file, into, offset)
+    }
+
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut parts = parts.to_vec();
         let mut rest = parts.as_mut_slice();

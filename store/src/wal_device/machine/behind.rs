@@ -287,7 +287,7 @@ impl Machine {
             let drained = self.drains.iter().any(|drain| drain.upto <= written);
             let half = self.wants_room() && written - before > (self.latest - before) / 2;
             if due || drained || half || self.blocked == Some(Blocked::Window) {
-                return self.begin_checkpoint(written, out);
+                self.begin_checkpoint(written, out);
             }
         } else if due || self.closed {
             self.behind.last_checkpoint = now;
