@@ -624,11 +624,13 @@ mod tests {
         log.recover(&image, &Meter::default())
     }
 
-    /// What a recovered disk has: the image, and where the log goes on.
-    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64) {
+    /// What a recovered disk has: the image, where the log goes on, and how it ends when it is read
+    /// from the beginning.
+    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64, Outcome) {
         let log = LogDevice::open_on(disk, Path::new(LOG), Mode::Read).unwrap();
         let image = disk.contents(Path::new(IMAGE)).unwrap();
-        (image, log.superblock().written_lsid)
+        let end = log.find_end(0, &Meter::default()).unwrap();
+        (image, log.superblock().written_lsid, end.outcome)
     }
 
     /// Power cuts at every operation of a recovery, each in many ways, and again in the recovery
