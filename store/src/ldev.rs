@@ -558,6 +558,9 @@ mod tests {
     const LOG_BYTES: usize = 1 << 20;
     const IMAGE_BLOCKS: u64 = 512;
 
+    /// Picks a record of a pack.
+    type Pick = fn(&[Record]) -> &Record;
+
     /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
     fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
         let options = Options {
@@ -586,7 +589,7 @@ mod tests {
 
     /// A log with those packs and an image that has none of them. `bad` picks the record of the
     /// last pack whose data is bad.
-    fn disk_with_log(seed: u64, bad: Option<fn(&[Record]) -> &Record>) -> SimDisk {
+    fn disk_with_log(seed: u64, bad: Option<Pick>) -> SimDisk {
         let (header, packs) = packs(seed).unwrap();
         let FileHeader {
             uuid, salt, pbs, ..
@@ -673,7 +676,7 @@ mod tests {
     #[test]
     fn recovery_survives_power_cuts_at_every_operation() {
         for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
-            let ends: [(Option<fn(&[Record]) -> &Record>, fn(&Repair) -> bool); 3] = [
+            let ends: [(Option<Pick>, fn(&Repair) -> bool); 3] = [
                 (None, |repair| *repair == Repair::None),
                 (Some(|r| &r[r.len() - 1]), |repair| {
                     matches!(repair, Repair::Shrink(_))
