@@ -560,6 +560,8 @@ mod tests {
 
     /// Picks a record of a pack.
     type Pick = fn(&[Record]) -> &Record;
+    /// The record with bad data, and whether the repair is the right one for that.
+    type End = (Option<Pick>, fn(&Repair) -> bool);
 
     /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
     fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
@@ -676,7 +678,7 @@ mod tests {
     #[test]
     fn recovery_survives_power_cuts_at_every_operation() {
         for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
-            let ends: [(Option<Pick>, fn(&Repair) -> bool); 3] = [
+            let ends: [End; 3] = [
                 (None, |repair| *repair == Repair::None),
                 (Some(|r| &r[r.len() - 1]), |repair| {
                     matches!(repair, Repair::Shrink(_))
