@@ -559,6 +559,11 @@ mod tests {
     const LOG_BYTES: usize = 1 << 20;
     const IMAGE_BLOCKS: u64 = 512;
 
+    /// Picks a record of a pack.
+    type Pick = fn(&[Record]) -> &Record;
+    /// The record with bad data, and whether the repair is the right one for that.
+    type End = (Option<Pick>, fn(&Repair) -> bool);
+
     /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
     fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
         let options = Options {
@@ -587,7 +592,7 @@ mod tests {
 
     /// A log with those packs and an image that has none of them. `bad` picks the record of the
     /// last pack whose data is bad.
-    fn disk_with_log(seed: u64, bad: Option<fn(&[Record]) -> &Record>) -> SimDisk {
+    fn disk_with_log(seed: u64, bad: Option<Pick>) -> SimDisk {
         let (header, packs) = packs(seed).unwrap();
         let FileHeader {
             uuid, salt, pbs, ..
@@ -625,11 +630,13 @@ mod tests {
         log.recover(&image, &Meter::default())
     }
 
-    /// What a recovered disk has: the image, and where the log goes on.
-    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64) {
+    /// What a recovered disk has: the image, where the log goes on, and how it ends when it is read
+    /// from the beginning.
+    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64, Outcome) {
         let log = LogDevice::open_on(disk, Path::new(LOG), Mode::Read).unwrap();
         let image = disk.contents(Path::new(IMAGE)).unwrap();
-        (image, log.superblock().written_lsid)
+        let end = log.find_end(0, &Meter::default()).unwrap();
+        (image, log.superblock().written_lsid, end.outcome)
     }
 
     /// Power cuts at every operation of a recovery, each in many ways, and again in the recovery
@@ -642,8 +649,8 @@ mod tests {
             let disk = base.kill();
             disk.cut_after(cut);
             let done = recover(&disk);
-            for way in 0..10 {
-                let mut random = Random::new(way);
+            for way in 0..20 {
+                let mut random = Random::new(seed << 32 | cut << 16 | way);
                 let after = disk.power_cut(&mut random);
                 if done.is_ok() {
                     assert!(recovered(&after) == expected, "seed {seed}: not durable");
@@ -672,7 +679,7 @@ mod tests {
     #[test]
     fn recovery_survives_power_cuts_at_every_operation() {
         for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
-            let ends: [(Option<fn(&[Record]) -> &Record>, fn(&Repair) -> bool); 3] = [
+            let ends: [End; 3] = [
                 (None, |repair| *repair == Repair::None),
                 (Some(|r| &r[r.len() - 1]), |repair| {
                     matches!(repair, Repair::Shrink(_))
