@@ -115,39 +115,19 @@ impl ImageFile {
                 other => other,
             };
         }
-        self.punch(offset, bytes)
-            .or_else(|_| self.write_zeros(offset, bytes))
+        punch(&self.file, offset, bytes).or_else(|_| write_zeros(&self.file, offset, bytes))
     }
 
     fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
         if bytes <= SMALL_ZERO_BYTES {
-            return self.write_zeros(offset, bytes);
+            return write_zeros(&self.file, offset, bytes);
         }
         let fast = if self.is_device {
             sys::device_zero(&self.file, offset, bytes)
         } else {
-            self.punch(offset, bytes)
+            punch(&self.file, offset, bytes)
         };
-        fast.or_else(|_| self.write_zeros(offset, bytes))
-    }
-
-    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        let offset = i64::try_from(offset).map_err(too_far)?;
-        let bytes = i64::try_from(bytes).map_err(too_far)?;
-        Ok(fallocate(&self.file, flags, offset, bytes)?)
-    }
-
-    fn write_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut at = offset;
-        while at < offset + bytes {
-            let step = (offset + bytes - at).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..step as usize], at)?;
-            at += step;
-        }
-        Ok(())
+        fast.or_else(|_| write_zeros(&self.file, offset, bytes))
     }
 
     /// Makes all writes durable.
@@ -156,4 +136,34 @@ impl ImageFile {
             .sync_data()
             .map_err(|e| Error::file(&self.path, "make durable", e))
     }
+}
+
+/// Gives the space of a range back; it reads as zeros. Not everywhere possible.
+pub(crate) fn punch(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    allocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes)
+}
+
+/// Makes a range read as zeros that keeps its space. Not everywhere possible.
+pub(crate) fn zero_range(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    allocate(file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, bytes)
+}
+
+fn allocate(file: &File, flag: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
+    let flags = flag | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let offset = i64::try_from(offset).map_err(too_far)?;
+    let bytes = i64::try_from(bytes).map_err(too_far)?;
+    Ok(fallocate(file, flags, offset, bytes)?)
+}
+
+/// Writes zeros.
+pub(crate) fn write_zeros(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = offset;
+    while at < offset + bytes {
+        let step = (offset + bytes - at).min(ZEROS.len() as u64);
+        file.write_all_at(&ZEROS[..step as usize], at)?;
+        at += step;
+    }
+    Ok(())
 }
