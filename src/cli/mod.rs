@@ -3,6 +3,7 @@
 mod guard;
 mod image;
 mod ldev;
+mod nbd;
 mod options;
 mod progress;
 mod report;
@@ -42,6 +43,9 @@ enum Area {
     /// Disk images
     #[command(subcommand)]
     Image(image::Image),
+    /// Images as network block devices
+    #[command(subcommand)]
+    Nbd(nbd::Nbd),
 }
 
 impl Command {
@@ -52,6 +56,7 @@ impl Command {
             Area::Wdiff(command) => command.run(),
             Area::Ldev(command) => command.run(),
             Area::Image(command) => command.run(),
+            Area::Nbd(command) => command.run(),
         }
     }
 }

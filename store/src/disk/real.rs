@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::sys::uio::pwritev;
@@ -172,8 +173,9 @@ impl DiskFile for RealFile {
         self.file.read_exact_at(into, offset)
     }
 
-    fn read_cached(&self, into: &mut [u8], offset: u64) -> io::Result<bool> {
-        sys::read_cached(&self.file, into, offset)
+    fn read_cached(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let bytes = sys::read_at(&self.file, offset, len, true).ok()?;
+        (bytes.len() == len).then(|| bytes.into())
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

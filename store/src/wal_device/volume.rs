@@ -272,16 +272,13 @@ impl Volume {
     ) -> Option<(IoId, Result<Bytes, Failure>)> {
         let file = self.file(target);
         let result = match op {
-            FileOp::Read { offset, len } => {
-                let mut bytes = vec![0; len];
-                match file.read_cached(&mut bytes, offset) {
-                    Ok(true) => Ok(bytes.into()),
-                    Ok(false) | Err(_) => {
-                        self.submit(id, target, op);
-                        return None;
-                    }
+            FileOp::Read { offset, len } => match file.read_cached(offset, len) {
+                Some(bytes) => Ok(bytes),
+                None => {
+                    self.submit(id, target, op);
+                    return None;
                 }
-            }
+            },
             op => carry_out(&*file, op),
         };
         Some((id, result.map_err(|e| failure(&e))))
