@@ -110,6 +110,16 @@ impl Output {
         let Self { path, target, .. } = self;
         commit(&path, target).map_err(|e| Error::file(&path, "make complete and durable", e))
     }
+
+    /// As [`Self::commit`], for a file that only its owner may read and that must not take the
+    /// place of another one.
+    ///
+    /// # Errors
+    /// Something has got the name meanwhile.
+    pub fn commit_new(self) -> Result<()> {
+        let Self { path, target, .. } = self;
+        commit_new(&path, target).map_err(|e| Error::file(&path, "make complete and durable", e))
+    }
 }
 
 /// Fails with `NotSeekable` where [`Output::as_file`] is none.
@@ -234,22 +244,43 @@ fn commit(path: &Path, target: Target) -> io::Result<()> {
     File::open(directory_of(path))?.sync_all()
 }
 
+fn commit_new(path: &Path, target: Target) -> io::Result<()> {
+    let finish = |file: &File| {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.sync_all()
+    };
+    match target {
+        Target::Stream(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        Target::Unnamed(file) => {
+            finish(&file)?;
+            link_unnamed(&file, path)?;
+        }
+        Target::Named(file) => {
+            finish(file.as_file())?;
+            file.persist_noclobber(path).map_err(|e| e.error)?;
+        }
+    }
+    File::open(directory_of(path))?.sync_all()
+}
+
+/// Gives a file without a name one that nothing has yet.
+fn link_unnamed(file: &File, path: &Path) -> io::Result<()> {
+    nix::unistd::linkat(
+        nix::fcntl::AT_FDCWD,
+        Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())),
+        nix::fcntl::AT_FDCWD,
+        path,
+        nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
+    )
+    .map_err(io::Error::from)
+}
+
 /// Links the file under a temporary name and renames that: a link alone cannot replace a file.
 fn name_unnamed(file: &File, path: &Path) -> io::Result<()> {
-    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
     let named = tempfile::Builder::new()
         .prefix("tmp")
         .rand_bytes(6)
-        .make_in(directory_of(path), |name| {
-            nix::unistd::linkat(
-                nix::fcntl::AT_FDCWD,
-                Path::new(&from),
-                nix::fcntl::AT_FDCWD,
-                name,
-                nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
-            )
-            .map_err(io::Error::from)
-        })?;
+        .make_in(directory_of(path), |name| link_unnamed(file, name))?;
     named.persist(path).map(drop).map_err(|e| e.error)
 }
 
@@ -273,6 +304,21 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), content);
             assert_eq!(names(), 1);
         }
+    }
+
+    #[test]
+    fn a_new_file_takes_nobody_s_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"mine").unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        assert!(output.commit_new().is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        std::fs::remove_file(&path).unwrap();
+        Output::create(&path).unwrap().commit_new().unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
