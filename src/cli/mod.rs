@@ -1,11 +1,13 @@
 //! Arguments and output of the sub-commands.
 
+mod cat;
 mod guard;
 mod image;
 mod ldev;
 mod options;
 mod progress;
 mod report;
+mod volume;
 mod wdiff;
 mod wlog;
 
@@ -42,6 +44,8 @@ enum Area {
     /// Disk images
     #[command(subcommand)]
     Image(image::Image),
+    /// Volumes that keep every write
+    Volume(volume::Volume),
 }
 
 impl Command {
@@ -52,6 +56,7 @@ impl Command {
             Area::Wdiff(command) => command.run(),
             Area::Ldev(command) => command.run(),
             Area::Image(command) => command.run(),
+            Area::Volume(command) => command.run(),
         }
     }
 }

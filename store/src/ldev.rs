@@ -15,7 +15,7 @@ use walkeep_wire::units::INVALID_LSID;
 use walkeep_wire::wdiff::{Kind, Tally};
 use walkeep_wire::wlog::FileHeader;
 use walkeep_wire::wlog::writer::Writer;
-use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
+use walkeep_wire::{Flaw, LOGICAL_BLOCK, PhysicalBlock, Uuid};
 
 use crate::image::ImageFile;
 use crate::input::size_of_file;
@@ -151,6 +151,51 @@ pub(crate) fn format_file(
     };
     write().map_err(fail("format"))?;
     Ok(superblock)
+}
+
+/// Size of a data device \[lb\] and the physical block size that suits it and its log device: the
+/// greater one of block devices, else 4096 if the data has whole blocks of that size.
+pub fn common_geometry(log: &Path, data: &Path) -> Result<(u64, PhysicalBlock)> {
+    let inspect = |path: &Path| {
+        let look = || {
+            let file = File::open(path)?;
+            let is_device = file.metadata()?.file_type().is_block_device();
+            let block = is_device.then(|| sys::device_block_bytes(&file));
+            Ok((size_of_file(&file)?, block.transpose()?))
+        };
+        look().map_err(|e| Error::file(path, "inspect", e))
+    };
+    let ((_, log_block), (bytes, data_block)) = (inspect(log)?, inspect(data)?);
+    let suits = if bytes.is_multiple_of(4096) {
+        4096
+    } else {
+        512
+    };
+    let block = log_block.max(data_block).unwrap_or(suits);
+    let name = data.display().to_string();
+    let pbs = PhysicalBlock::new(block, 0).map_err(|flaw| flaw.in_source(&name))?;
+    if bytes == 0 || !bytes.is_multiple_of(u64::from(block)) {
+        return Err(Error::Refused(format!(
+            "{name}: size: expected a multiple of the block size {block}, at least one block, \
+             found {bytes}"
+        )));
+    }
+    Ok((bytes / LOGICAL_BLOCK as u64, pbs))
+}
+
+/// Gives back all space of a log device, if it is a block device that can; a file stays as it is.
+pub fn discard_device(path: &Path) -> Result<()> {
+    let discard = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        if !file.metadata()?.file_type().is_block_device() {
+            return Ok(());
+        }
+        match sys::device_discard(&file, 0, sys::device_bytes(&file)?) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            other => other,
+        }
+    };
+    discard().map_err(|e| Error::file(path, "discard", e))
 }
 
 /// True where a superblock stands, even one that is damaged: its log could still be saved.

@@ -4,9 +4,9 @@
 //! Names that begin with a dot are folders on their way in or out; nobody looks at them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::address::MAX_SOCKET_PATH;
@@ -164,6 +164,7 @@ impl Home {
         let fail = |e| Error::file(&volumes, "register a volume in", e);
         let staged = tempfile::Builder::new()
             .prefix(".new-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&volumes)
             .map_err(fail)?;
         config.store(&staged.path().join(CONFIG))?;
