@@ -1,5 +1,6 @@
 //! Arguments and output of the sub-commands.
 
+mod cat;
 mod guard;
 mod image;
 mod ldev;
@@ -7,6 +8,7 @@ mod nbd;
 mod options;
 mod progress;
 mod report;
+mod volume;
 mod wdiff;
 mod wlog;
 
@@ -46,6 +48,8 @@ enum Area {
     /// Images as network block devices
     #[command(subcommand)]
     Nbd(nbd::Nbd),
+    /// Volumes that keep every write
+    Volume(volume::Volume),
 }
 
 impl Command {
@@ -57,6 +61,7 @@ impl Command {
             Area::Ldev(command) => command.run(),
             Area::Image(command) => command.run(),
             Area::Nbd(command) => command.run(),
+            Area::Volume(command) => command.run(),
         }
     }
 }

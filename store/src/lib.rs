@@ -17,6 +17,7 @@ pub mod output;
 pub mod payload;
 pub mod pipeline;
 mod sys;
+pub mod volume;
 pub mod wal_device;
 pub mod wdiff;
 pub mod wlog;

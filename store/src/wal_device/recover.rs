@@ -118,10 +118,11 @@ pub fn recover(log: Named<'_>, data: Named<'_>, known: &Known) -> Result<Recover
     let found = ring.walk(from, INVALID_LSID, Visit::Harden)?;
     let end = found.outcome.written_lsid;
     ring.check_is_tail(end, known.window)?;
+    // The repair comes first: were it torn after its pack is on the data, the log would lack that.
+    ring.repair(&found.outcome)?;
     log.sync()?;
     ring.walk(from, end, Visit::Apply(data))?;
     data.sync()?;
-    ring.repair(&found.outcome)?;
     superblock.written_lsid = end;
     write_superblock(log, &superblock)?;
     let ring = Ring {
@@ -344,8 +345,7 @@ impl Ring<'_> {
             Repair::EndBlock => end_block(pbs, salt),
         };
         let position = self.superblock.ring.position(outcome.lsid);
-        self.log.write(&block, position)?;
-        self.log.sync()
+        self.log.write(&block, position)
     }
 
     /// A log is never further ahead of what is durable than the window. A pack that far behind the

@@ -1,0 +1,183 @@
+//! `walkeep volume serve`: one process for any number of volumes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
+use walkeep_store::volume::{
+    ControlServer, Device, Entry, Home, NbdAddress, VolumeLock, VolumeName,
+};
+
+use super::open::{Export, listen, open_volume};
+use crate::cli::Outcome;
+use crate::cli::guard::usage;
+use crate::cli::report::say;
+
+#[derive(Args)]
+pub struct Serve {
+    /// Volumes to serve
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    names: Vec<VolumeName>,
+    /// Serve all volumes; one that cannot be served does not stop the others
+    #[arg(long)]
+    all: bool,
+    /// Where NBD clients find all of them: unix:PATH or tcp:HOST:PORT [default: what is registered,
+    /// else a socket in each volume's folder]
+    #[arg(long, value_name = "ADDRESS")]
+    nbd: Option<NbdAddress>,
+    /// Let other hosts connect: NBD has no secrecy and no passwords
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// A volume being served. Fields are dropped in this order: commands end before the device closes,
+/// and the lock is given up last.
+struct Served {
+    _control: ControlServer,
+    device: Arc<dyn Device>,
+    entry: Entry,
+    _lock: VolumeLock,
+}
+
+impl Served {
+    fn begin(entry: Entry) -> Result<Self> {
+        let lock = entry.lock()?;
+        let device = open_volume(&entry)?;
+        let control = ControlServer::start(&entry, device.clone())?;
+        Ok(Self {
+            _control: control,
+            device,
+            entry,
+            _lock: lock,
+        })
+    }
+
+    /// Brings everything to the data, so that the next start has nothing to recover.
+    fn end(self) -> Result<()> {
+        let name = self.entry.name().clone();
+        let done = self.device.checkpoint();
+        done.with_context(|| format!("{name}: the last checkpoint failed; the next start recovers"))
+    }
+}
+
+impl Serve {
+    pub fn run(self, home: &Home) -> Result<Outcome> {
+        // Before any thread is made: they inherit that signals wait for the one that takes them.
+        let stop = take_signals()?;
+        let mut outcome = Outcome::Sound;
+        let mut served = Vec::new();
+        for entry in self.entries(home, &mut outcome)? {
+            self.check_address(&self.address(&entry));
+            match Served::begin(entry) {
+                Ok(volume) => served.push(volume),
+                Err(error) if self.all => report(&error, &mut outcome),
+                Err(error) => return Err(error),
+            }
+        }
+        if served.is_empty() {
+            bail!("{}: no volume to serve", home.path().display());
+        }
+        let listeners = self.listen_all(&served)?;
+        stop.recv().context("cannot wait for signals")?;
+        drop(listeners);
+        for volume in served {
+            if let Err(error) = volume.end() {
+                report(&error, &mut outcome);
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn entries(&self, home: &Home, outcome: &mut Outcome) -> Result<Vec<Entry>> {
+        if !self.all {
+            let mut names = self.names.clone();
+            names.sort();
+            names.dedup();
+            return names.iter().map(|name| Ok(home.find(name)?)).collect();
+        }
+        let mut entries = Vec::new();
+        for (_, entry) in home.list()? {
+            match entry {
+                Ok(entry) => entries.push(entry),
+                Err(error) => report(&error.into(), outcome),
+            }
+        }
+        Ok(entries)
+    }
+
+    fn address(&self, entry: &Entry) -> NbdAddress {
+        self.nbd.clone().unwrap_or_else(|| entry.nbd_address())
+    }
+
+    fn check_address(&self, address: &NbdAddress) {
+        if !self.insecure && !address.is_local() {
+            usage(&format!(
+                "{address}: expected an address that only this host reaches: anybody who reaches \
+                 it can read and write the volume (--insecure allows it)"
+            ));
+        }
+    }
+
+    /// One NBD server for each address, with the exports of its volumes.
+    fn listen_all(&self, served: &[Served]) -> Result<Vec<super::open::NbdListener>> {
+        let mut exports: BTreeMap<NbdAddress, Vec<Export>> = BTreeMap::new();
+        for volume in served {
+            let export = (volume.entry.name().to_string(), volume.device.clone());
+            let address = self.address(&volume.entry);
+            exports.entry(address).or_default().push(export);
+        }
+        let mut listeners = Vec::new();
+        for (address, exports) in &exports {
+            listeners.push(listen(address, exports)?);
+            for (name, _) in exports {
+                say(None, &format!("{name}: served at {}", uri(address, name)))?;
+            }
+        }
+        Ok(listeners)
+    }
+}
+
+fn report(error: &anyhow::Error, outcome: &mut Outcome) {
+    eprintln!("walkeep: {error:#}");
+    *outcome = Outcome::Incomplete;
+}
+
+/// What NBD clients take as an address.
+fn uri(address: &NbdAddress, name: &str) -> String {
+    match address {
+        NbdAddress::Unix(path) => format!("nbd+unix:///{name}?socket={}", path.display()),
+        tcp @ NbdAddress::Tcp { .. } => {
+            format!(
+                "nbd://{}/{name}",
+                tcp.to_string().trim_start_matches("tcp:")
+            )
+        }
+    }
+}
+
+/// The first SIGTERM or SIGINT asks for an orderly stop; the second one ends the process at once,
+/// which the log survives.
+fn take_signals() -> Result<Receiver<()>> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot take signals")?;
+    let (ask, asked) = channel();
+    let wait = move || {
+        while let Ok(signal) = signals.wait() {
+            if ask.send(()).is_err() {
+                return;
+            }
+            eprintln!("walkeep: {signal}: stopping; another one stops at once");
+            if signals.wait().is_ok() {
+                std::process::exit(1);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .context("cannot start a thread")?;
+    Ok(asked)
+}
