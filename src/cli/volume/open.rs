@@ -3,21 +3,53 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
-use walkeep_store::volume::{Device, Entry, NbdAddress};
+use anyhow::{Context, Result};
+use walkeep_store::nbd::{Address, ExportOptions, Limits as ClientLimits, Server};
+use walkeep_store::volume::{Entry, NbdAddress};
+use walkeep_store::wal_device::{Host, Limits, Paths, Volume};
 
-/// Opens the WAL device of a volume whose lock this process holds.
-pub fn open_volume(entry: &Entry) -> Result<Arc<dyn Device>> {
-    bail!("{}: this build has no WAL device", entry.name());
+use crate::cli::report::{Bytes, say};
+
+/// Opens the WAL device of a volume whose lock this process holds, and tells what recovery did.
+pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
+    let config = &entry.config;
+    let paths = Paths {
+        log: config.log.clone(),
+        data: config.data.clone(),
+        state: entry.state_path(),
+    };
+    let opened = Volume::open(host, &paths, Limits::default());
+    let (volume, recovered) = opened.with_context(|| format!("volume {}", entry.name()))?;
+    if recovered.packs > 0 {
+        say(
+            None,
+            &format!(
+                "{}: recovered {} packs, {}, from lsid {} to {}",
+                entry.name(),
+                recovered.packs,
+                Bytes(recovered.bytes),
+                recovered.from,
+                recovered.superblock.written_lsid
+            ),
+        )?;
+    }
+    Ok(volume)
 }
 
 /// A volume under its export's name.
-pub type Export = (String, Arc<dyn Device>);
+pub type Export = (String, Arc<Volume>);
 
-/// An NBD server; dropped, it closes its listener and its connections.
-pub struct NbdListener;
-
-/// Serves exports at an address.
-pub fn listen(address: &NbdAddress, _exports: &[Export]) -> Result<NbdListener> {
-    bail!("{address}: this build has no NBD server");
+/// Serves exports at an address; returns the server and where it really listens.
+pub fn listen(address: &NbdAddress, exports: &[Export]) -> Result<(Server, Address)> {
+    let server = Server::new(ClientLimits::default());
+    for (name, volume) in exports {
+        let options = ExportOptions {
+            description: format!("Walkeep volume {name}"),
+            read_only: false,
+        };
+        server.add(name, volume.clone(), options)?;
+    }
+    let address: Address = address.to_string().parse().map_err(anyhow::Error::msg)?;
+    let bound = server.listen(&address)?;
+    Ok((server, bound))
 }

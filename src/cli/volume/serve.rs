@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
-use walkeep_store::volume::{
-    ControlServer, Device, Entry, Home, NbdAddress, VolumeLock, VolumeName,
-};
+use walkeep_store::nbd::Server;
+use walkeep_store::volume::{ControlServer, Entry, Home, NbdAddress, VolumeLock, VolumeName};
+use walkeep_store::wal_device::{Host, Volume};
 
 use super::open::{Export, listen, open_volume};
 use crate::cli::Outcome;
 use crate::cli::guard::usage;
 use crate::cli::report::say;
+
+/// What clients get at an orderly stop for what they have asked.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct Serve {
@@ -37,15 +41,15 @@ pub struct Serve {
 /// and the lock is given up last.
 struct Served {
     _control: ControlServer,
-    device: Arc<dyn Device>,
+    device: Arc<Volume>,
     entry: Entry,
     _lock: VolumeLock,
 }
 
 impl Served {
-    fn begin(entry: Entry) -> Result<Self> {
+    fn begin(host: &Arc<Host>, entry: Entry) -> Result<Self> {
         let lock = entry.lock()?;
-        let device = open_volume(&entry)?;
+        let device = open_volume(host, &entry)?;
         let control = ControlServer::start(&entry, device.clone())?;
         Ok(Self {
             _control: control,
@@ -58,8 +62,8 @@ impl Served {
     /// Brings everything to the data, so that the next start has nothing to recover.
     fn end(self) -> Result<()> {
         let name = self.entry.name().clone();
-        let done = self.device.checkpoint();
-        done.with_context(|| format!("{name}: the last checkpoint failed; the next start recovers"))
+        let done = self.device.close();
+        done.with_context(|| format!("{name}: the orderly end failed; the next start recovers"))
     }
 }
 
@@ -68,10 +72,11 @@ impl Serve {
         // Before any thread is made: they inherit that signals wait for the one that takes them.
         let stop = take_signals()?;
         let mut outcome = Outcome::Sound;
+        let host = Host::new().context("cannot start a thread")?;
         let mut served = Vec::new();
         for entry in self.entries(home, &mut outcome)? {
             self.check_address(&self.address(&entry));
-            match Served::begin(entry) {
+            match Served::begin(&host, entry) {
                 Ok(volume) => served.push(volume),
                 Err(error) if self.all => report(&error, &mut outcome),
                 Err(error) => return Err(error),
@@ -82,7 +87,9 @@ impl Serve {
         }
         let listeners = self.listen_all(&served)?;
         stop.recv().context("cannot wait for signals")?;
-        drop(listeners);
+        for server in listeners {
+            server.stop(GRACE);
+        }
         for volume in served {
             if let Err(error) = volume.end() {
                 report(&error, &mut outcome);
@@ -122,7 +129,7 @@ impl Serve {
     }
 
     /// One NBD server for each address, with the exports of its volumes.
-    fn listen_all(&self, served: &[Served]) -> Result<Vec<super::open::NbdListener>> {
+    fn listen_all(&self, served: &[Served]) -> Result<Vec<Server>> {
         let mut exports: BTreeMap<NbdAddress, Vec<Export>> = BTreeMap::new();
         for volume in served {
             let export = (volume.entry.name().to_string(), volume.device.clone());
@@ -131,9 +138,10 @@ impl Serve {
         }
         let mut listeners = Vec::new();
         for (address, exports) in &exports {
-            listeners.push(listen(address, exports)?);
+            let (server, bound) = listen(address, exports)?;
+            listeners.push(server);
             for (name, _) in exports {
-                say(None, &format!("{name}: served at {}", uri(address, name)))?;
+                say(None, &format!("{name}: served at {}", bound.uri(name)))?;
             }
         }
         Ok(listeners)
@@ -143,19 +151,6 @@ impl Serve {
 fn report(error: &anyhow::Error, outcome: &mut Outcome) {
     eprintln!("walkeep: {error:#}");
     *outcome = Outcome::Incomplete;
-}
-
-/// What NBD clients take as an address.
-fn uri(address: &NbdAddress, name: &str) -> String {
-    match address {
-        NbdAddress::Unix(path) => format!("nbd+unix:///{name}?socket={}", path.display()),
-        tcp @ NbdAddress::Tcp { .. } => {
-            format!(
-                "nbd://{}/{name}",
-                tcp.to_string().trim_start_matches("tcp:")
-            )
-        }
-    }
 }
 
 /// The first SIGTERM or SIGINT asks for an orderly stop; the second one ends the process at once,
