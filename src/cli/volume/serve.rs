@@ -69,8 +69,12 @@ impl Serve {
         let stop = take_signals()?;
         let mut outcome = Outcome::Sound;
         let mut served = Vec::new();
-        for entry in self.entries(home, &mut outcome)? {
-            self.check_address(&self.address(&entry));
+        let entries = self.entries(home, &mut outcome)?;
+        // Wrong usage ends the process: before any volume is opened.
+        for entry in &entries {
+            self.check_address(&self.address(entry));
+        }
+        for entry in entries {
             match Served::begin(entry) {
                 Ok(volume) => served.push(volume),
                 Err(error) if self.all => report(&error, &mut outcome),
