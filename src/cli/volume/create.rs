@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use walkeep_store::volume::{
-    Created, Home, NbdAddress, Options, Plan, PlannedFile, VolumeName, plan_create,
-};
+use walkeep_store::nbd::Address;
+use walkeep_store::volume::{Created, Home, Options, Plan, PlannedFile, VolumeName, plan_create};
 use walkeep_wire::PhysicalBlock;
 
 use crate::cli::guard::usage;
@@ -40,7 +39,7 @@ pub struct Create {
     /// Where NBD clients find the volume: unix:PATH or tcp:HOST:PORT [default: a socket in its
     /// folder]
     #[arg(long, value_name = "ADDRESS")]
-    nbd: Option<NbdAddress>,
+    nbd: Option<Address>,
     /// NBD clients may not write
     #[arg(long)]
     read_only: bool,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use walkeep_store::nbd::{Address, ExportOptions, Limits as ClientLimits, Server};
-use walkeep_store::volume::{Entry, NbdAddress};
+use walkeep_store::volume::{Entry, Options};
 use walkeep_store::wal_device::{Host, Limits, Paths, Volume};
 
 use crate::cli::report::{Bytes, say};
@@ -18,7 +18,7 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
         data: config.data.clone(),
         state: entry.state_path(),
     };
-    let opened = Volume::open(host, &paths, Limits::default());
+    let opened = Volume::open(host, &paths, limits(&config.options));
     let (volume, recovered) = opened.with_context(|| format!("volume {}", entry.name()))?;
     if recovered.packs > 0 {
         say(
@@ -37,19 +37,37 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
 }
 
 /// A volume under its export's name.
-pub type Export = (String, Arc<Volume>);
+pub struct Export {
+    pub name: String,
+    pub volume: Arc<Volume>,
+    pub read_only: bool,
+}
 
 /// Serves exports at an address; returns the server and where it really listens.
-pub fn listen(address: &NbdAddress, exports: &[Export]) -> Result<(Server, Address)> {
+pub fn listen(address: &Address, exports: &[Export]) -> Result<(Server, Address)> {
     let server = Server::new(ClientLimits::default());
-    for (name, volume) in exports {
+    for export in exports {
         let options = ExportOptions {
-            description: format!("Walkeep volume {name}"),
-            read_only: false,
+            description: format!("Walkeep volume {}", export.name),
+            read_only: export.read_only,
         };
-        server.add(name, volume.clone(), options)?;
+        server.add(&export.name, export.volume.clone(), options)?;
     }
-    let address: Address = address.to_string().parse().map_err(anyhow::Error::msg)?;
-    let bound = server.listen(&address)?;
+    let bound = server.listen(address)?;
     Ok((server, bound))
+}
+
+/// The defaults, but for what the volume's file says.
+fn limits(options: &Options) -> Limits {
+    let mut limits = Limits::default();
+    let mib = |value: Option<u32>, or: u64| value.map_or(or, |n| u64::from(n) << 20);
+    limits.memory = mib(options.max_pending_mib, limits.memory);
+    limits.unsynced = mib(options.log_sync_mib, limits.unsynced);
+    if let Some(ms) = options.log_sync_ms {
+        limits.unsynced_age = u64::from(ms) * 1000;
+    }
+    if let Some(ms) = options.checkpoint_interval_ms {
+        limits.checkpoint_age = ms.saturating_mul(1000);
+    }
+    limits
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
-use walkeep_store::nbd::Server;
-use walkeep_store::volume::{ControlServer, Entry, Home, NbdAddress, VolumeLock, VolumeName};
+use walkeep_store::nbd::{Address, Server};
+use walkeep_store::volume::{ControlServer, Entry, Home, VolumeLock, VolumeName};
 use walkeep_store::wal_device::{Host, Volume};
 
 use super::open::{Export, listen, open_volume};
@@ -31,7 +31,7 @@ pub struct Serve {
     /// Where NBD clients find all of them: unix:PATH or tcp:HOST:PORT [default: what is registered,
     /// else a socket in each volume's folder]
     #[arg(long, value_name = "ADDRESS")]
-    nbd: Option<NbdAddress>,
+    nbd: Option<Address>,
     /// Let other hosts connect: NBD has no secrecy and no passwords
     #[arg(long)]
     insecure: bool,
@@ -74,8 +74,12 @@ impl Serve {
         let mut outcome = Outcome::Sound;
         let host = Host::new().context("cannot start a thread")?;
         let mut served = Vec::new();
-        for entry in self.entries(home, &mut outcome)? {
-            self.check_address(&self.address(&entry));
+        let entries = self.entries(home, &mut outcome)?;
+        // Wrong usage ends the process: before any volume is opened.
+        for entry in &entries {
+            self.check_address(&self.address(entry));
+        }
+        for entry in entries {
             match Served::begin(&host, entry) {
                 Ok(volume) => served.push(volume),
                 Err(error) if self.all => report(&error, &mut outcome),
@@ -115,11 +119,11 @@ impl Serve {
         Ok(entries)
     }
 
-    fn address(&self, entry: &Entry) -> NbdAddress {
+    fn address(&self, entry: &Entry) -> Address {
         self.nbd.clone().unwrap_or_else(|| entry.nbd_address())
     }
 
-    fn check_address(&self, address: &NbdAddress) {
+    fn check_address(&self, address: &Address) {
         if !self.insecure && !address.is_local() {
             usage(&format!(
                 "{address}: expected an address that only this host reaches: anybody who reaches \
@@ -130,9 +134,13 @@ impl Serve {
 
     /// One NBD server for each address, with the exports of its volumes.
     fn listen_all(&self, served: &[Served]) -> Result<Vec<Server>> {
-        let mut exports: BTreeMap<NbdAddress, Vec<Export>> = BTreeMap::new();
+        let mut exports: BTreeMap<Address, Vec<Export>> = BTreeMap::new();
         for volume in served {
-            let export = (volume.entry.name().to_string(), volume.device.clone());
+            let export = Export {
+                name: volume.entry.name().to_string(),
+                volume: volume.device.clone(),
+                read_only: volume.entry.config.read_only,
+            };
             let address = self.address(&volume.entry);
             exports.entry(address).or_default().push(export);
         }
@@ -140,7 +148,7 @@ impl Serve {
         for (address, exports) in &exports {
             let (server, bound) = listen(address, exports)?;
             listeners.push(server);
-            for (name, _) in exports {
+            for Export { name, .. } in exports {
                 say(None, &format!("{name}: served at {}", bound.uri(name)))?;
             }
         }

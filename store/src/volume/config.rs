@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use walkeep_wire::PhysicalBlock;
 
-use super::{NbdAddress, VolumeName};
+use super::VolumeName;
+use crate::nbd::Address;
 use crate::output::Output;
 use crate::{Error, Result};
 
@@ -31,7 +32,7 @@ pub struct VolumeConfig {
     pub block_size: u32,
     /// Where NBD clients find it; `nbd.sock` in the volume's folder if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nbd: Option<NbdAddress>,
+    pub nbd: Option<Address>,
     /// Clients may not write.
     #[serde(default, skip_serializing_if = "is_false")]
     pub read_only: bool,
