@@ -102,7 +102,10 @@ impl Serve {
         };
         let mode = if self.read_only { ", read-only" } else { "" };
         let size = Bytes(device.geometry().size);
-        say(None, &format!("export {name:?}: {}, {size}{mode}", path.display()))?;
+        say(
+            None,
+            &format!("export {name:?}: {}, {size}{mode}", path.display()),
+        )?;
         Ok(server.add(name, Arc::new(device), options)?)
     }
 }

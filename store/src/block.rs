@@ -154,9 +154,8 @@ pub fn gather<G: Gather + 'static>(gatherer: &Arc<G>) -> bool {
         let Some(all) = gathering else {
             return false;
         };
-        let known = |other: &Arc<dyn Gather>| {
-            std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(gatherer))
-        };
+        let known =
+            |other: &Arc<dyn Gather>| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(gatherer));
         if !all.iter().any(known) {
             all.push(Arc::clone(gatherer) as Arc<dyn Gather>);
         }

@@ -8,8 +8,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use bytes::Bytes;
@@ -111,7 +111,9 @@ impl FileDevice {
             let started = worker.spawn(move || jobs.iter().for_each(|job| shared.run(job)));
             started.is_ok()
         };
-        let threads = self.threads.get_or_init(|| (0..THREADS).filter(start).count());
+        let threads = self
+            .threads
+            .get_or_init(|| (0..THREADS).filter(start).count());
         if *threads == 0 {
             return self.shared.run(job);
         }
@@ -198,9 +200,7 @@ impl Shared {
         }
         let short = matches!(op, Op::Read { .. } | Op::Write { .. });
         let block = u64::from(MIN_BLOCK);
-        if len == 0
-            || !(offset | len).is_multiple_of(block)
-            || (short && len > MAX_REQUEST.into())
+        if len == 0 || !(offset | len).is_multiple_of(block) || (short && len > MAX_REQUEST.into())
         {
             return Err(Refusal::Invalid);
         }

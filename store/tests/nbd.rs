@@ -141,7 +141,13 @@ fn options_work_in_every_order() {
             let found = client.answer();
             match (structured, allocation) {
                 (_, true) => assert!(matches!(found, Answer::Status { .. })),
-                (true, false) => assert_eq!(found, Answer::Error { error: 22, cookie: 5 }),
+                (true, false) => assert_eq!(
+                    found,
+                    Answer::Error {
+                        error: 22,
+                        cookie: 5
+                    }
+                ),
                 (false, false) => assert_eq!(found, refused(22, 5)),
             }
         }
@@ -155,12 +161,21 @@ fn a_context_holds_for_its_export_only() {
     let mut client = setup.greeted();
     client.option(option::STRUCTURED_REPLY, &[]);
     client.expect_ack();
-    client.option(option::SET_META_CONTEXT, &meta_query("other", &[proto::ALLOCATION]));
+    client.option(
+        option::SET_META_CONTEXT,
+        &meta_query("other", &[proto::ALLOCATION]),
+    );
     assert_eq!(client.reply().1, option_reply::META_CONTEXT);
     client.expect_ack();
     client.go("vol");
     client.request(command::BLOCK_STATUS, 0, 5, 0, 512, &[]);
-    assert_eq!(client.answer(), Answer::Error { error: 22, cookie: 5 });
+    assert_eq!(
+        client.answer(),
+        Answer::Error {
+            error: 22,
+            cookie: 5
+        }
+    );
 }
 
 #[test]
@@ -249,7 +264,11 @@ fn too_many_clients_are_told_so_until_one_leaves() {
     third.option(option::GO, &info_request("vol", &[]));
     let (_, kind, text) = third.reply();
     assert_eq!(kind, option_reply::ERR_POLICY);
-    assert!(String::from_utf8(text).unwrap().contains("limit of 2 clients"));
+    assert!(
+        String::from_utf8(text)
+            .unwrap()
+            .contains("limit of 2 clients")
+    );
     drop(first);
     wait_until("the first client has left", || setup.server.clients() == 1);
     third.go("vol");
@@ -267,7 +286,14 @@ fn refused_requests_keep_the_stream_in_step() {
     client.request(99, 0, 5, 0, 512, &[]);
     client.request(command::FLUSH, 0, 6, 0, 1, &[]);
     client.request(command::TRIM, 0, 7, 0, 0, &[]);
-    client.request(command::WRITE_ZEROES, command_flag::FAST_ZERO, 8, 0, 512, &[]);
+    client.request(
+        command::WRITE_ZEROES,
+        command_flag::FAST_ZERO,
+        8,
+        0,
+        512,
+        &[],
+    );
     client.request(command::READ, 0, 9, u64::MAX - 511, 512, &[]);
     client.request(command::READ, 0, 10, 0, (32 << 20) + 1, &[]);
     let mut found: Vec<Answer> = (0..10).map(|_| client.answer()).collect();
@@ -295,7 +321,10 @@ fn read_only_exports_refuse_changes() {
         read_only: true,
         ..ExportOptions::default()
     };
-    setup.server.add("ro", setup.device.clone(), options).unwrap();
+    setup
+        .server
+        .add("ro", setup.device.clone(), options)
+        .unwrap();
     let mut client = setup.greeted();
     let (_, flags) = client.go("ro");
     assert_eq!(flags & export_flag::READ_ONLY, export_flag::READ_ONLY);
@@ -363,7 +392,13 @@ fn a_faulty_device_is_an_error_not_a_hang() {
     setup.export("faulty", Arc::new(Faulty));
     let mut client = Client::ready(&setup.socket(), "faulty");
     client.ask_read(1, 0, 512);
-    assert_eq!(client.answer(), Answer::Error { error: 5, cookie: 1 });
+    assert_eq!(
+        client.answer(),
+        Answer::Error {
+            error: 5,
+            cookie: 1
+        }
+    );
     client.write(2, 0, &[0; 512]);
     assert_eq!(client.answer(), refused(5, 2));
 }
@@ -519,7 +554,9 @@ fn sixteen_connections_share_a_device() {
 #[test]
 fn exports_come_and_go() {
     let setup = Setup::usual();
-    let again = setup.server.add("vol", setup.device.clone(), ExportOptions::default());
+    let again = setup
+        .server
+        .add("vol", setup.device.clone(), ExportOptions::default());
     assert!(again.unwrap_err().to_string().contains("already"));
     let mut client = setup.ready();
     setup.export("second", Arc::new(Memory::new(4096)));
@@ -569,7 +606,12 @@ fn socket_files_are_private_and_stale_ones_replaced() {
     let address = Address::Unix(path.clone());
     let other = Server::new(Limits::default());
     let error = other.listen(&address).unwrap_err();
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("another server"));
+    assert!(
+        std::error::Error::source(&error)
+            .unwrap()
+            .to_string()
+            .contains("another server")
+    );
     assert_eq!(setup.server.stop(PATIENCE), 0);
     drop(UnixListener::bind(&path).unwrap());
     other.listen(&address).unwrap();

@@ -98,12 +98,26 @@ mod tests {
 
     #[test]
     fn addresses_print_as_they_parse() {
-        for text in ["unix:/run/a b.sock", "unix:x", "tcp:localhost:10809", "tcp:[::1]:0"] {
+        for text in [
+            "unix:/run/a b.sock",
+            "unix:x",
+            "tcp:localhost:10809",
+            "tcp:[::1]:0",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         for bad in [
-            "", "unix:", "tcp:", "tcp:a", "tcp::1", "tcp:a:99999", "tcp:::1:5", "tcp:[a]:5",
-            "/run/a", "tcp:[::1:5", "http:a:1",
+            "",
+            "unix:",
+            "tcp:",
+            "tcp:a",
+            "tcp::1",
+            "tcp:a:99999",
+            "tcp:::1:5",
+            "tcp:[a]:5",
+            "/run/a",
+            "tcp:[::1:5",
+            "http:a:1",
         ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }

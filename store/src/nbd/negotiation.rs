@@ -79,7 +79,9 @@ impl<'a, 'b> Negotiation<'a, 'b> {
 
     fn client_flags(&mut self) -> io::Result<()> {
         let flags = self.inbox.take(4)?;
-        let flags = flags.iter().fold(0, |all, byte| all << 8 | u32::from(*byte));
+        let flags = flags
+            .iter()
+            .fold(0, |all, byte| all << 8 | u32::from(*byte));
         let known = u32::from(proto::FIXED_NEWSTYLE | proto::NO_ZEROES);
         if flags & !known != 0 {
             return Err(broken("unknown client flags"));
@@ -170,7 +172,8 @@ impl<'a, 'b> Negotiation<'a, 'b> {
         // This option has no way to say why not.
         let export = entered.map_err(|_| broken("no such export, or no room"))?;
         let terms = self.terms(name, &export);
-        self.out.extend_from_slice(&terms.geometry.size.to_be_bytes());
+        self.out
+            .extend_from_slice(&terms.geometry.size.to_be_bytes());
         self.out.extend_from_slice(&terms.flags().to_be_bytes());
         if !self.no_zeroes {
             self.out.extend_from_slice(&[0; 124]);
@@ -219,7 +222,10 @@ impl<'a, 'b> Negotiation<'a, 'b> {
         // Also to those who did not ask: it says what is refused.
         let least = geometry.min_block.to_be_bytes();
         let best = geometry.preferred_block.to_be_bytes();
-        tell(info::BLOCK_SIZE, [&least, &best, &geometry.max_request.to_be_bytes()]);
+        tell(
+            info::BLOCK_SIZE,
+            [&least, &best, &geometry.max_request.to_be_bytes()],
+        );
         if wanted.contains(&info::NAME) {
             tell(info::NAME, [name.as_bytes(), &[], &[]]);
         }

@@ -69,8 +69,8 @@ pub mod option {
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
-    pub const LIST_META_CONTEXT: u32 = 10;
-    pub const SET_META_CONTEXT: u32 = 11;
+    pub const LIST_META_CONTEXT: u32 = 9;
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Kinds of option replies.
@@ -518,8 +518,7 @@ pub fn descriptors(extents: &[Extent], len: u32, one: bool) -> Bytes {
     let most = if one { 1 } else { MAX_DESCRIPTORS };
     for extent in extents {
         let part = u32::try_from(extent.len).unwrap_or(u32::MAX).min(left);
-        let state =
-            u32::from(extent.hole) * STATE_HOLE + u32::from(extent.zero) * STATE_ZERO;
+        let state = u32::from(extent.hole) * STATE_HOLE + u32::from(extent.zero) * STATE_ZERO;
         left -= part;
         let full = joined.len() == most;
         match joined.last_mut() {
@@ -606,8 +605,16 @@ mod tests {
         assert_eq!(terms.command(&request(0, 0, (32 << 20) + 1)), invalid);
         assert_eq!(terms.command(&request(1, 0, (32 << 20) + 1)), invalid);
         assert!(terms.command(&request(4, 0, u32::MAX)).is_ok());
-        assert_eq!(terms.command(&request(3, 0, 0)), invalid, "offset of a flush");
-        assert_eq!(terms.command(&request(5, 0, 512)), invalid, "not advertised");
+        assert_eq!(
+            terms.command(&request(3, 0, 0)),
+            invalid,
+            "offset of a flush"
+        );
+        assert_eq!(
+            terms.command(&request(5, 0, 512)),
+            invalid,
+            "not advertised"
+        );
         let fast = request(6, command_flag::FAST_ZERO, 512);
         assert_eq!(terms.command(&fast), Err(Errno::NotSupported));
         terms.geometry.read_only = true;

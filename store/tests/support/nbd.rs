@@ -33,10 +33,23 @@ pub struct Client {
 /// A reply in the transmission phase.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    Simple { error: u32, cookie: u64 },
-    Data { cookie: u64, offset: u64, data: Vec<u8> },
-    Status { cookie: u64, descriptors: Vec<(u32, u32)> },
-    Error { error: u32, cookie: u64 },
+    Simple {
+        error: u32,
+        cookie: u64,
+    },
+    Data {
+        cookie: u64,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Status {
+        cookie: u64,
+        descriptors: Vec<(u32, u32)>,
+    },
+    Error {
+        error: u32,
+        cookie: u64,
+    },
 }
 
 pub fn ok(cookie: u64) -> Answer {
