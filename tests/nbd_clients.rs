@@ -192,7 +192,7 @@ fn fio_verifies_what_it_wrote() {
         return;
     }
     let (walkeep, serving) = served(&[]);
-    let uri = format!("--uri={}", serving.uri.replace(':', "\\:"));
+    let uri = format!("--uri={}", serving.uri);
     let output = Command::new("fio")
         .current_dir(walkeep.path(""))
         .args([
