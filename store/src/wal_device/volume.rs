@@ -21,7 +21,7 @@ use super::host::{Host, Sleeper};
 use super::machine::{Command, Effect, Event, Failure, IoId, Limits, Machine, Target, Ticket};
 use super::recover::{Named, Recovered, read_superblock, recover, replay_again, write_superblock};
 use super::state::{Mark, State};
-use crate::block::{BlockDevice, Done, Extent, Geometry, Op, Refusal, Reply, Request};
+use crate::block::{BlockDevice, Done, Extent, Geometry, Op, Refusal, Reply, Request, together};
 use crate::disk::engine::{FileOp, carry_out};
 use crate::disk::{DiskFile, Mode};
 use crate::{Error, Result};
@@ -160,9 +160,8 @@ impl Volume {
             for effect in work.effects {
                 self.perform(effect, caller, alone, &mut finished);
             }
-            for (done, result) in work.answers {
-                done(result);
-            }
+            let answers = work.answers;
+            together(|| answers.into_iter().for_each(|(done, result)| done(result)));
             let inline = finished.into_iter();
             let events: Vec<_> = inline.filter_map(|io| self.carry_out(io)).collect();
             if events.is_empty() {
