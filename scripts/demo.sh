@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on real files: a base image, three moments kept as wdiffs, every moment restored and
-# proved. Options: --flip flips one bit in a wdiff first, and the demo must then fail;
-# --keep leaves the files for you to look at.
+# proved. Options: --flip flips one bit in a wdiff first: the demo then shows that the damage is
+# found, restores nothing and ends with status 1; --keep leaves the files for you to look at.
 set -euo pipefail
 
 flip=no keep=no
@@ -28,6 +28,24 @@ run() { printf '  $ %s\n' "${*//$walkeep/walkeep}"; "$@" | sed 's/^/    /'; }
 fail() { echo "demo: $*" >&2; exit 1; }
 size_of() { numfmt --to=iec --suffix=B "$(stat -c %s "$1")"; }
 used_of() { numfmt --to=iec --suffix=B "$(($(stat -c '%b * %B' "$1")))"; }
+
+# Flips one bit in the middle of a file.
+flip_bit() { # file
+  local middle byte
+  middle=$(($(stat -c %s "$1") / 2))
+  byte=$(od -An -tu1 -j $middle -N 1 "$1")
+  printf "$(printf '\\x%02x' $((byte ^ 4)))" | dd of="$1" bs=1 seek=$middle conv=notrunc status=none
+  echo "  (one bit of $1 flipped at byte $middle of $(stat -c %s "$1"))"
+}
+
+# A command that must fail, with an error that names the place of the damage.
+refused() { # file command...
+  local damaged=$1; shift
+  printf '  $ %s\n' "${*//$walkeep/walkeep}"
+  if "$@" > output.log 2> error.log; then fail "the damage of $damaged was not noticed"; fi
+  sed 's/^/    /' error.log
+  grep -q "$damaged: offset [0-9]" error.log || fail "the error does not name the place"
+}
 
 # --- the file system of the demo: ext4, made and changed without mounting; else a tar ---
 
@@ -91,15 +109,19 @@ next_moment() { # number
   local before=$(($1 - 1))
   cp -r "tree$before" "tree$1"
   case $1 in
-    1) find tree1/wire -name '*.rs' -exec sed -i 's/Walkeep/WALKEEP/g' {} +
+    1) echo "  moment 1: Walkeep becomes WALKEEP in wire/, numbers.txt appears"
+       find tree1/wire -name '*.rs' -exec sed -i 's/Walkeep/WALKEEP/g' {} +
        seq 200000 > tree1/numbers.txt ;;
-    2) rm -r tree2/tests
+    2) echo "  moment 2: tests/ is deleted, so there are fewer files; noise.bin appears"
+       rm -r tree2/tests
        head -c 3000000 /dev/urandom > tree2/noise.bin ;;
-    3) mkdir tree3/copies && cp tree3/docs/*.md tree3/copies/
+    3) echo "  moment 3: copies/ appears, numbers.txt is emptied, noise.bin deleted"
+       mkdir tree3/copies && cp tree3/docs/*.md tree3/copies/
        : > tree3/numbers.txt
        rm tree3/noise.bin ;;
   esac
   cp --sparse=always "$([ "$before" = 0 ] && echo base.img || echo "moment$before.img")" "moment$1.img"
+  echo "    now $(find "tree$1" -type f | wc -l) files"
   change_image "tree$before" "tree$1" "moment$1.img"
   check_fs "moment$1.img"
   sha256sum < "moment$1.img" > "moment$1.sha256"
@@ -115,10 +137,14 @@ echo "  the images of the moments are gone; left: base.img and" ?.wdiff
 
 say "3. The wdiffs are checked, and merged into one"
 if [ "$flip" = yes ]; then
-  middle=$(($(stat -c %s 2.wdiff) / 2))
-  byte=$(od -An -tu1 -j $middle -N 1 2.wdiff)
-  printf "$(printf '\\x%02x' $((byte ^ 4)))" | dd of=2.wdiff bs=1 seek=$middle conv=notrunc status=none
-  echo "  (one bit of 2.wdiff flipped at byte $middle)"
+  flip_bit 2.wdiff
+  refused 2.wdiff "$walkeep" wdiff verify 2.wdiff
+  refused 2.wdiff "$walkeep" wdiff merge -o merged.wdiff 1.wdiff 2.wdiff
+  refused 2.wdiff "$walkeep" image cat --base base.img --diff 1.wdiff --diff 2.wdiff -o restored.img
+  [ ! -e merged.wdiff ] && [ ! -e restored.img ] || fail "a failed command left its output"
+  say "Proved: a single flipped bit is found and its place named, and nothing is made of damaged data:
+neither a merged wdiff nor an image was left. Status 1, because moment 2 could not be restored."
+  exit 1
 fi
 for n in 1 2 3; do run "$walkeep" wdiff verify $n.wdiff; done
 run "$walkeep" wdiff merge -o merged.wdiff 1.wdiff 2.wdiff 3.wdiff
@@ -147,14 +173,8 @@ prove 3 applied.img
 
 say "5. The proof can fail: one flipped bit is found, with its place"
 cp 2.wdiff damaged.wdiff
-middle=$(($(stat -c %s damaged.wdiff) / 2))
-byte=$(od -An -tu1 -j $middle -N 1 damaged.wdiff)
-printf "$(printf '\\x%02x' $((byte ^ 4)))" | dd of=damaged.wdiff bs=1 seek=$middle conv=notrunc status=none
-printf '  $ walkeep image cat --base base.img --diff 1.wdiff --diff damaged.wdiff -o lost.img\n'
-if "$walkeep" image cat --base base.img --diff 1.wdiff --diff damaged.wdiff -o lost.img 2> error.log; then
-  fail "a damaged wdiff was not noticed"
-fi
-sed 's/^/    /' error.log
+flip_bit damaged.wdiff
+refused damaged.wdiff "$walkeep" image cat --base base.img --diff 1.wdiff --diff damaged.wdiff -o lost.img
 [ ! -e lost.img ] || fail "a failed restore left its output"
 
 say "Done: three moments, $(($(stat -c %s 1.wdiff) + $(stat -c %s 2.wdiff) + $(stat -c %s 3.wdiff))) bytes of wdiffs, all restored byte for byte (${SECONDS} s)."

@@ -374,3 +374,89 @@ fn recovery_onto_the_wrong_image_leaves_the_log() {
     walkeep.ok(&format!("wlog redo {} by-log", log.display()));
     assert_eq!(walkeep.sha256("image"), walkeep.sha256("by-log"));
 }
+
+/// Where the data of a record stands on `ldev0-512.img`: ring of 63 blocks from byte 5120 on.
+fn on_ring(lsid: u64) -> usize {
+    5120 + (lsid % 63) as usize * 512
+}
+
+#[test]
+fn recovery_ends_at_bad_data_of_the_first_pack() {
+    let walkeep = Walkeep::new();
+    let sound = fs::read(vectors().join("ldev0-512.img")).unwrap();
+    // The writes of the first pack, at lsid 0: the first, and the one behind a discard.
+    for (lsid, index, written) in [(1, 0, 0), (14, 5, 14)] {
+        let mut bytes = sound.clone();
+        bytes[on_ring(lsid) + 9] ^= 4;
+        fs::write(walkeep.path("ldev"), &bytes).unwrap();
+        image(&walkeep, "image", 256 << 10);
+        let empty = walkeep.sha256("image");
+
+        let error = walkeep.fails("ldev verify ldev", 1);
+        let place = format!("ldev: offset {}: ", on_ring(lsid));
+        assert!(error.contains(&place), "{error}");
+
+        let printed = walkeep.ok("ldev redo ldev image");
+        let end = format!("written lsid 0 to {written}; the last pack, at lsid 0, was ");
+        assert!(printed.contains(&end), "{printed}");
+        let left = fs::read(walkeep.path("ldev")).unwrap();
+        if index == 0 {
+            // Nothing stands before it: neither the image nor the log changes.
+            assert!(printed.contains("left as it is"), "{printed}");
+            assert_eq!(walkeep.sha256("image"), empty);
+            assert!(left == bytes, "the log device was changed");
+            continue;
+        }
+        assert!(printed.contains("shrunk"), "{printed}");
+        assert!(
+            left[on_ring(1)..] == bytes[on_ring(1)..],
+            "data was changed"
+        );
+        // The image is that of the records before, and so is the log from now on.
+        walkeep.ok("wlog cat ldev kept.wlog");
+        let kept = walkeep.ok("wlog show --json kept.wlog");
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        let records = kept["packs"][0]["records"].as_array().unwrap();
+        assert_eq!(
+            (kept["packs"].as_array().unwrap().len(), records.len()),
+            (1, index)
+        );
+        image(&walkeep, "by-log", 256 << 10);
+        walkeep.ok("wlog redo kept.wlog by-log");
+        assert_eq!(walkeep.sha256("image"), walkeep.sha256("by-log"));
+        assert_ne!(walkeep.sha256("image"), empty);
+        // Once more finds nothing to do.
+        let before = walkeep.sha256("ldev");
+        let again = walkeep.ok("ldev redo ldev image");
+        assert!(again.contains("replayed 0 packs"), "{again}");
+        assert_eq!(walkeep.sha256("ldev"), before);
+    }
+}
+
+/// One IO too far is enough, and what fits is no reason to move the log on.
+#[test]
+fn recovery_with_one_io_past_the_end_leaves_the_log() {
+    let walkeep = Walkeep::new();
+    let log = vectors().join("w512-basic.wlog");
+    let listed = walkeep.ok(&format!("wlog show --json {}", log.display()));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let packs = listed["packs"].as_array().unwrap().iter();
+    let ends = packs.flat_map(|pack| pack["records"].as_array().unwrap());
+    let ends = ends.map(|r| r["address"].as_u64().unwrap() + r["blocks"].as_u64().unwrap());
+    let end = ends.max().unwrap();
+    fs::copy(vectors().join("ldev0-512.img"), walkeep.path("ldev")).unwrap();
+    let before = walkeep.sha256("ldev");
+    image(&walkeep, "short", (end - 1) * 512);
+    let error = walkeep.fails("ldev redo ldev short", 1);
+    for part in ["1 records reach past the end", "ldev: left as it is"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(walkeep.sha256("ldev"), before);
+    assert_eq!(
+        fs::metadata(walkeep.path("short")).unwrap().len(),
+        (end - 1) * 512
+    );
+    image(&walkeep, "image", end * 512);
+    walkeep.ok("ldev redo ldev image");
+    assert_ne!(walkeep.sha256("ldev"), before, "the written lsid moves on");
+}

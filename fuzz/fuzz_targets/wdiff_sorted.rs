@@ -94,7 +94,8 @@ fn end_of(file: &[u8]) -> usize {
 }
 
 fn write(records: &[WithData]) -> Vec<u8> {
-    let mut writer = SortedWriter::create(Vec::new(), Default::default()).expect("memory");
+    let memory = std::io::Cursor::new(Vec::new());
+    let mut writer = SortedWriter::create(memory, Default::default()).expect("memory");
     for (record, stored) in records {
         let out = match record.body {
             Body::Data(data) => {
@@ -106,7 +107,7 @@ fn write(records: &[WithData]) -> Vec<u8> {
             .push(&[out], stored.clone())
             .expect("records in order");
     }
-    writer.finish().expect("memory")
+    writer.finish().expect("memory").into_inner()
 }
 
 fn without_place((record, stored): &WithData) -> (u64, u32, u8, &[u8]) {

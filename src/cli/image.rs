@@ -33,7 +33,7 @@ pub enum Image {
     },
     /// Hash an image as archives do (`bhash`); the hash depends on the block size
     Hash {
-        /// Bytes hashed at once
+        /// Bytes hashed at once, at most 4M: a number, or one with K or M
         #[arg(long, default_value = "256K", value_name = "SIZE")]
         block: Size,
         #[command(flatten)]

@@ -21,7 +21,7 @@ use super::report::{Bytes, json_failure, lb_bytes, outside, pace, print_json, sa
 pub enum Ldev {
     /// Format an existing file or block device as an empty log device
     Format {
-        /// Size of the data device
+        /// Size of the data device: bytes, or a number with K, M, G or T
         #[arg(long, value_name = "SIZE", value_parser = blocks)]
         data_size: u64,
         /// Physical block size: 512 or 4096

@@ -119,10 +119,13 @@ pub struct DiffOut {
     /// Write the indexed format
     #[arg(long)]
     pub indexed: bool,
-    /// Cut records to this size; 0 is no limit
+    /// Cut records to this size: bytes, or a number with K, M, G or T; 0 is no limit [default: 1M,
+    /// and no limit where wdiffs are merged]
     #[arg(long, value_name = "SIZE", value_parser = io_blocks)]
     pub max_io: Option<u32>,
-    /// How payloads are stored: none, gzip, snappy, lzma, lz4 or zstd, a level of 0 to 9, workers
+    /// How payloads are stored: none, gzip, snappy, lzma, lz4 or zstd, with a level of 0 (the
+    /// algorithm's own) to 9 and a number of workers [default: snappy, and as they are where wdiffs
+    /// are merged]
     #[arg(long, value_name = "ALGO[:LEVEL[:THREADS]]")]
     pub compress: Option<CompressOption>,
     #[command(flatten)]

@@ -25,19 +25,19 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
         let (done, is_done) = channel::<()>();
         let meter = &meter;
         scope.spawn(move || {
-            if is_done.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
-                return;
-            }
+            // Made now, so that it knows how long the work has taken, and shown later.
             let bar = bar(what);
-            loop {
+            let mut wait = PATIENCE;
+            while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 let (position, length) = meter.read();
                 bar.set_length(length.max(position));
                 bar.set_position(position);
-                if is_done.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
-                    bar.finish_and_clear();
-                    return;
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
+                wait = TICK;
             }
+            bar.finish_and_clear();
         });
         let result = work(meter);
         drop(done);
@@ -45,9 +45,10 @@ pub fn with_progress<T>(what: &'static str, work: impl FnOnce(&Meter) -> T) -> (
     })
 }
 
+/// A bar of one line, hidden.
 fn bar(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+    let template = "{msg} [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

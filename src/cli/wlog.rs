@@ -87,7 +87,7 @@ pub struct Generate {
     /// Everything random follows from it
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Bytes of writes, about
+    /// Bytes of writes, about: sizes take K, M, G or T
     #[arg(long, default_value = "16M")]
     size: Size,
     /// Size of the data device

@@ -64,6 +64,23 @@ impl Output {
         })
     }
 
+    /// Refuses content that a block device has no room for, before the device loses what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a block device of less than `bytes` bytes.
+    pub fn demand_room(&self, bytes: u64) -> Result<()> {
+        let Target::Stream(stream) = &self.target else {
+            return Ok(());
+        };
+        let inspect = |e| self.error("inspect", e);
+        let kind = stream.metadata().map_err(inspect)?.file_type();
+        if !kind.is_block_device() {
+            return Ok(());
+        }
+        let room = sys::device_bytes(stream).map_err(inspect)?;
+        check_room(&self.path, room, bytes)
+    }
+
     /// Writes at an offset that is not before anything written yet; what lies between is a hole.
     /// Only for outputs that are a file.
     pub fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -143,6 +160,17 @@ impl Write for Output {
             Target::Stream(stream) => stream.flush(),
         }
     }
+}
+
+fn check_room(device: &Path, room: u64, bytes: u64) -> Result<()> {
+    if room >= bytes {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{}: size of the device: expected at least {bytes} bytes, found {room}; nothing was \
+         written: choose a larger device",
+        device.display()
+    )))
 }
 
 /// Things that exist under the name and must be written to, not replaced.
@@ -273,6 +301,22 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), content);
             assert_eq!(names(), 1);
         }
+    }
+
+    #[test]
+    fn a_device_must_hold_all() {
+        let device = Path::new("/dev/small");
+        assert!(check_room(device, 4096, 4096).is_ok());
+        let error = check_room(device, 4095, 4096).unwrap_err().to_string();
+        for part in ["/dev/small", "expected at least 4096", "found 4095"] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Pipes, terminals and files take what comes.
+        let null = Output::create(Path::new("/dev/null")).unwrap();
+        assert!(null.demand_room(u64::MAX).is_ok());
+        let dir = tempfile::tempdir().unwrap();
+        let file = Output::create(&dir.path().join("out")).unwrap();
+        assert!(file.demand_room(u64::MAX).is_ok());
     }
 
     #[test]

@@ -263,3 +263,92 @@ impl Fetcher {
         Ok(OutRecord::data(address, blocks, used, &out[start..]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use walkeep_wire::checksum::checksum;
+
+    use super::*;
+    use crate::input::FilePool;
+
+    /// A file that holds one plain image of two blocks, and a record of its first block.
+    fn one_image(dir: &tempfile::TempDir) -> (Sources, Stored) {
+        let path = dir.path().join("images");
+        let image = [[1; LOGICAL_BLOCK], [2; LOGICAL_BLOCK]].concat();
+        std::fs::write(&path, &image).unwrap();
+        let file = Arc::new(FilePool::default()).open(&path).unwrap();
+        let stored = Stored {
+            position: 0,
+            size: image.len() as u32,
+            compression: Compression::None,
+            checksum: checksum(&image, 0),
+            image_offset: 0,
+            image_blocks: 2,
+        };
+        (Sources::new(vec![Arc::new(file)]), stored)
+    }
+
+    fn plain(sources: &Sources, stored: Stored) -> Result<Vec<u8>> {
+        let record = Record {
+            address: 7,
+            blocks: 1,
+            body: Body::Data(stored),
+        };
+        let mut out = vec![];
+        Fetcher::default().plain(sources, 0, &record, &mut out)?;
+        Ok(out)
+    }
+
+    /// The records of an index that agree share an image. One that describes the image otherwise,
+    /// met long after the cursor forgot the first, must not get it unchecked.
+    #[test]
+    fn a_record_that_describes_a_cached_image_otherwise_is_checked_on_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sources, first) = one_image(&dir);
+        let second = Stored {
+            image_offset: 1,
+            ..first
+        };
+        assert_eq!(plain(&sources, first).unwrap(), [1; LOGICAL_BLOCK]);
+        assert_eq!(plain(&sources, second).unwrap(), [2; LOGICAL_BLOCK]);
+        assert_eq!(sources.images.lock().images.len(), 1, "shared");
+        let liars = [
+            Stored {
+                checksum: first.checksum ^ 1,
+                ..first
+            },
+            Stored {
+                compression: Compression::Zstd,
+                ..first
+            },
+            Stored { size: 512, ..first },
+            Stored {
+                compression: Compression::Lz4,
+                image_blocks: 3,
+                ..first
+            },
+        ];
+        for liar in liars {
+            let error = plain(&sources, liar).unwrap_err().to_string();
+            assert!(error.contains("images: offset "), "{liar:?}: {error}");
+        }
+        assert_eq!(plain(&sources, first).unwrap(), [1; LOGICAL_BLOCK]);
+    }
+
+    #[test]
+    fn the_cache_keeps_to_its_bytes_and_drops_what_was_used_least_recently() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, stored) = one_image(&dir);
+        let key = |position| (0, Stored { position, ..stored });
+        let image = Arc::new(vec![0; CACHE_BYTES / 4]);
+        let mut cache = ImageCache::default();
+        (0..4).for_each(|position| cache.put(key(position), image.clone()));
+        assert!(cache.get(key(0)).is_some());
+        cache.put(key(4), image.clone());
+        let kept: Vec<_> = (0..5).filter(|at| cache.get(key(*at)).is_some()).collect();
+        assert_eq!((kept, cache.bytes), (vec![0, 2, 3, 4], CACHE_BYTES));
+        cache.put(key(9), Arc::new(vec![0; 2 * CACHE_BYTES]));
+        assert!(cache.get(key(9)).is_some(), "the newest is kept");
+        assert_eq!((cache.images.len(), cache.bytes), (1, 2 * CACHE_BYTES));
+    }
+}

@@ -401,7 +401,17 @@ mod tests {
 
     #[test]
     fn wide_truncated_and_trailing_bytes_are_refused() {
-        assert!(u32::from_bytes(&[0x83, 5, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        for code in [0x83, 0x87] {
+            // Whatever the value: it is the width that is refused.
+            for low in [0, 5, 0xff] {
+                let bytes = [code, low, 0, 0, 0, 0, 0, 0, 0];
+                let flaw = u32::from_bytes(&bytes).unwrap_err();
+                let expected =
+                    "offset 0: u32: expected an integer of 32 bits, found one of 64 bits";
+                assert_eq!(flaw.to_string(), expected);
+                assert_eq!(u64::from_bytes(&bytes), Ok(low.into()));
+            }
+        }
         assert_eq!(u64::from_bytes(&[0x82, 1, 2]).unwrap_err().offset, 1);
         assert_eq!(u64::from_bytes(&[1, 2]).unwrap_err().offset, 1);
         assert!(Reader::new(&[2]).bool("flag").is_err());

@@ -129,25 +129,19 @@ impl Chunks<'_> {
 /// Runs over the image of `base` and `diffs` (oldest first) in chunks and hands each to `consume`,
 /// in order, as `(offset, length, bytes)`; `None` for a chunk of zeros.
 fn scan_chunks(
-    base: &Path,
+    (base, size): (&InputFile, u64),
     diffs: &[PathBuf],
     workers: Workers,
     meter: &Meter,
     mut consume: impl FnMut(u64, u64, Option<&[u8]>) -> Result<()>,
 ) -> Result<ImageSize> {
     let (cursors, sources) = open_all(diffs)?;
-    let pool = Arc::new(FilePool::default());
-    let base = pool.open(base)?;
-    let size = base
-        .size()
-        .map_err(|e| Error::file(base.path(), "inspect", e))?;
-    check_whole_blocks(&base, size)?;
     meter.expect(size);
     let mut chunks = Chunks {
         batches: Batches::new(cursors, 0),
         queue: Vec::new().into_iter(),
         next: None,
-        base: &base,
+        base,
         data_from: 0,
         position: 0,
         size,
@@ -158,7 +152,7 @@ fn scan_chunks(
         workers,
         || chunks.next(),
         Fetcher::default,
-        |fetcher, chunk| fill(fetcher, &sources, &base, chunk),
+        |fetcher, chunk| fill(fetcher, &sources, base, chunk),
         |(start, end, bytes, diff_bytes)| {
             from_diffs += diff_bytes;
             meter.add(end - start);
@@ -172,9 +166,12 @@ fn scan_chunks(
     })
 }
 
-fn check_whole_blocks(base: &InputFile, size: u64) -> Result<()> {
+/// Opens a base, and tells its size in bytes.
+fn open_base(path: &Path) -> Result<(InputFile, u64)> {
+    let base = Arc::new(FilePool::default()).open(path)?;
+    let size = base.size().map_err(|e| Error::file(path, "inspect", e))?;
     if size.is_multiple_of(LOGICAL_BLOCK as u64) {
-        return Ok(());
+        return Ok((base, size));
     }
     Err(Error::Refused(format!(
         "{}: image size: expected a multiple of {LOGICAL_BLOCK} bytes, found {size}",
@@ -242,6 +239,10 @@ fn read_base(
 }
 
 /// Writes the image of `base` and `diffs` to `output`. Zeros become holes where they can.
+///
+/// # Errors
+/// Besides those of data and files, [`Error::Refused`] for a base that is not whole blocks and for
+/// a block device that is too small, which is left as it is.
 pub fn scan(
     base: &Path,
     diffs: &[PathBuf],
@@ -249,10 +250,18 @@ pub fn scan(
     workers: Workers,
     meter: &Meter,
 ) -> Result<ImageSize> {
+    let (base, bytes) = open_base(base)?;
     let mut output = Output::create(output)?;
-    let size = scan_chunks(base, diffs, workers, meter, |offset, length, bytes| {
-        write_chunk(&mut output, offset, length, bytes).map_err(|e| output.error("write", e))
-    })?;
+    output.demand_room(bytes)?;
+    let size = scan_chunks(
+        (&base, bytes),
+        diffs,
+        workers,
+        meter,
+        |offset, length, bytes| {
+            write_chunk(&mut output, offset, length, bytes).map_err(|e| output.error("write", e))
+        },
+    )?;
     if let Some(file) = output.as_file() {
         file.set_len(size.bytes)
             .map_err(|e| output.error("set the size of", e))?;

@@ -195,7 +195,13 @@ impl Superblock {
             format!("{found:08x}")
         );
         let metadata = u32_at(block, 16);
-        demand!(metadata == 0, 16, "metadata_size", 0, metadata);
+        demand!(
+            metadata == 0,
+            16,
+            "metadata_size",
+            "0, as there is no metadata area in this version",
+            metadata
+        );
         Ok(block)
     }
 
@@ -380,6 +386,21 @@ mod tests {
         assert_eq!(Superblock::decode(&sb.encode(), 1 << 20), Ok(sb.clone()));
         let flaw = Superblock::decode(&sb.encode(), (1 << 20) - 1).unwrap_err();
         assert_eq!((flaw.offset, flaw.what), (72, "ring_buffer_size"));
+    }
+
+    #[test]
+    fn a_metadata_area_is_refused() {
+        for metadata_size in [1u32, 4096, u32::MAX] {
+            let mut block = fresh(PhysicalBlock::B512).encode();
+            put(&mut block, 16, metadata_size.to_le_bytes());
+            embed(&mut block, 4, 0);
+            let flaw = Superblock::decode(&block, 1 << 20).unwrap_err();
+            let expected = format!(
+                "offset 16: metadata_size: expected 0, as there is no metadata area in this \
+                 version, found {metadata_size}"
+            );
+            assert_eq!(flaw.to_string(), expected);
+        }
     }
 
     #[test]

@@ -261,6 +261,23 @@ fn the_end_block_is_the_documented_one() {
 }
 
 #[test]
+fn an_end_block_that_counts_something_is_none() {
+    let pbs = PhysicalBlock::B512;
+    for (at, what) in [
+        (6, "n_records"),     // total_io_size
+        (16, "logpack lsid"), // n_records: a pack at the invalid lsid
+        (18, "n_records"),    // n_padding
+    ] {
+        let mut block = end_block(pbs, 7);
+        block[at] = 1;
+        embed(&mut block, 0, 7);
+        assert!(!is_end_block(&block, pbs, 7), "{what}");
+        assert_eq!(Header::decode(&block, pbs, 7).unwrap_err().what, what);
+        assert!(matches!(classify(&block, pbs, 7, 100), Block::NotAPack(_)));
+    }
+}
+
+#[test]
 fn a_large_io_goes_alone_and_a_ring_must_hold_it() {
     let pbs = PhysicalBlock::B512;
     let mut builder = Builder::new(pbs, 0, 0).with_max_pack(8).with_ring(100);

@@ -203,6 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_keeps_the_greatest_end_that_is_dirty() {
+        let older = dirty((0, 2), (1, 5));
+        let end = |newer: &MetaDiff| older.merge(newer).unwrap().snap_e().to_string();
+        // A clean diff leaves what lies beyond its own end dirty, and cleans what it reaches.
+        assert_eq!(end(&diff(1, 3)), "|3,5|");
+        assert_eq!(end(&diff(0, 4)), "|4,5|");
+        assert_eq!(end(&diff(1, 5)), "|5|");
+        assert_eq!(end(&diff(1, 9)), "|9|");
+        // A dirty one says itself how far its end is dirty.
+        assert_eq!(end(&dirty((1, 1), (3, 4))), "|3,4|");
+        assert_eq!(end(&dirty((1, 7), (3, 8))), "|3,8|");
+        let merged = older.merge(&diff(1, 3)).unwrap();
+        assert_eq!(merged.to_string(), "|0,2|-->|3,5|");
+        let longer = merged.merge(&diff(3, 4)).unwrap();
+        assert_eq!(longer.to_string(), "|0,2|-->|4,5|");
+    }
+
+    #[test]
     fn the_first_operand_decides_on_its_own_beginning() {
         let (mut older, newer) = (diff(0, 1), diff(1, 2));
         older.is_mergeable = false;

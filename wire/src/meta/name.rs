@@ -169,6 +169,10 @@ mod tests {
             "20231114221320-Mc-0-1.wdiff",
             "20231114221320-M--00-1.wdiff",
             "20231114221320-M--0-+1.wdiff",
+            "20231114221320-M--0.wdiff",
+            "20231114221320-M--0-1-2.wdiff",
+            "20231114221320-M--0-0-1-5-6.wdiff",
+            "20231114221320-M--0-0-1-1-.wdiff",
             "20231114221320-M--0-1.wdiff2",
             "20231114221320-M--0-1.wdiff.wdiff",
             "20231114221320-M--0-18446744073709551616.wdiff",
@@ -181,6 +185,14 @@ mod tests {
         ] {
             assert!(parse_name(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_fifth_gid_is_refused_for_its_number() {
+        assert!(parse_name("20231114221320-M--0-0-1-5.wdiff").is_ok());
+        let flaw = parse_name("20231114221320-M--0-0-1-5-6.wdiff").unwrap_err();
+        let expected = "offset 18: gids in a diff file name: expected two or four, found 0-0-1-5-6";
+        assert_eq!(flaw.to_string(), expected);
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl<S: ReadAt> Cursor<S> {
     fn refill(&mut self) -> Result<bool> {
         let records = match self.header.format {
             Format::Sorted => match self.next_pack()? {
-                Some((position, pack)) => pack.to_records(position),
+                Some((position, pack)) => pack.to_records(position, &mut self.last_end),
                 None => return Ok(false),
             },
             Format::Indexed => match self.next_index()? {
@@ -245,6 +245,7 @@ impl<S: ReadAt> Cursor<S> {
             let record = record
                 .to_record(index.index_offset)
                 .map_err(|f| f.shifted(at))?;
+            check_order(&mut self.last_end, &record, at)?;
             if let Body::Data(stored) = record.body {
                 agree_on_image(images, &stored, at)?;
             }
@@ -252,24 +253,12 @@ impl<S: ReadAt> Cursor<S> {
         }
         Ok(batch)
     }
-
-    fn last_position(&self) -> u64 {
-        match &self.place {
-            Place::Sorted { next_pack, .. } => *next_pack,
-            Place::Indexed { index, next, .. } => {
-                index.index_offset + u64::from(*next) * INDEX_RECORD as u64
-            }
-        }
-    }
 }
 
 impl<S: ReadAt> RecordSource for Cursor<S> {
     fn next_record(&mut self) -> Result<Option<Record>> {
         loop {
             if let Some(record) = self.ready.next() {
-                let at = self.last_position();
-                check_order(&mut self.last_end, &record, at)
-                    .map_err(|f| f.in_source(&self.name))?;
                 return Ok(Some(record));
             }
             if !self.refill()? {
@@ -336,4 +325,163 @@ fn agree_on_image(images: &mut HashMap<u64, Stored>, stored: &Stored, at: u64) -
         format!("{image:?}")
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::units::Uuid;
+
+    use super::super::record::Kind;
+    use super::super::{Compression, OutRecord, SortedWriter};
+    use super::*;
+
+    /// Stored images of 8 bytes each, back to back behind the file header.
+    const IMAGE: u64 = 8;
+
+    /// A data record that is the whole of the image with this number.
+    fn data(address: u64, blocks: u32, image: u64) -> IndexRecord {
+        IndexRecord {
+            address,
+            blocks,
+            kind: Kind::Data,
+            compression: Compression::Snappy as u8,
+            data_offset: FILE_HEADER as u64 + image * IMAGE,
+            data_size: IMAGE as u32,
+            io_offset: 0,
+            orig_blocks: blocks,
+            io_checksum: 1,
+            rec_checksum: 0,
+        }
+    }
+
+    fn discard(address: u64, blocks: u32) -> IndexRecord {
+        IndexRecord {
+            kind: Kind::Discard,
+            data_size: 0,
+            ..data(address, blocks, 0)
+        }
+    }
+
+    /// A diff of these index records, whatever they say, and where its index begins.
+    fn diff(records: &[IndexRecord]) -> (Vec<u8>, u64) {
+        let (format, uuid) = (Format::Indexed, Uuid::ZERO);
+        let mut file = FileHeader { format, uuid }.encode().to_vec();
+        file.resize(FILE_HEADER + records.len() * IMAGE as usize, 0xda);
+        let index_offset = file.len() as u64;
+        records.iter().for_each(|r| file.extend(r.encode()));
+        let n_records = records.len() as u32;
+        let end = IndexSuper {
+            index_offset,
+            n_records,
+            n_data: n_records,
+        };
+        file.extend(end.encode());
+        (file, index_offset)
+    }
+
+    fn read_all(file: &[u8]) -> Result<u64> {
+        let mut cursor = Cursor::open(file, "name")?;
+        let mut count = 0;
+        while cursor.next_record()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    #[test]
+    fn an_index_out_of_order_is_refused_at_its_record() {
+        // More than one batch, and neighbours that touch.
+        let sound: Vec<_> = (0..300).map(|i| data(4 * i, 4, i)).collect();
+        assert_eq!(read_all(&diff(&sound).0).unwrap(), 300);
+        for at in [1, 127, 128, 129, 299] {
+            let last_end = sound[at - 1].end();
+            for bad in [discard(0, 1), discard(last_end - 1, 2), sound[at - 1]] {
+                let mut records = sound.clone();
+                records[at] = bad;
+                let (file, index) = diff(&records);
+                let offset = index + (at * INDEX_RECORD) as u64;
+                let expected = format!(
+                    "name: offset {offset}: order of the records: expected an address of at least \
+                     {last_end}, found {}",
+                    bad.address
+                );
+                assert_eq!(read_all(&file).unwrap_err().to_string(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn packs_out_of_order_are_refused_at_their_record() {
+        let mut writer =
+            SortedWriter::create(std::io::Cursor::new(Vec::new()), Uuid::ZERO).unwrap();
+        let records: Vec<_> = (0..130)
+            .map(|i| OutRecord::empty(4 * i, 4, Kind::Discard))
+            .collect();
+        writer.push(&records, vec![]).unwrap();
+        let sound = writer.finish().unwrap().into_inner();
+        assert_eq!(read_all(&sound).unwrap(), 130);
+        // The second of the first pack, and the first of the second.
+        for (pack, slot, last_end) in [(0, 1, 4), (1, 0, 508)] {
+            let header = FILE_HEADER + pack * PACK_HEADER;
+            let offset = header + 16 + slot * 32;
+            let mut file = sound.clone();
+            file[offset..offset + 8].copy_from_slice(&(last_end - 1_u64).to_le_bytes());
+            crate::checksum::embed(&mut file[header..header + PACK_HEADER], 0, 0);
+            let by_cursor = read_all(&file).unwrap_err().to_string();
+            let expected = format!(
+                "name: offset {offset}: order of the records: expected an address of at least \
+                 {last_end}, found {}",
+                last_end - 1
+            );
+            assert_eq!(by_cursor, expected);
+            let mut reader = super::super::SortedReader::open(&file[..], "name").unwrap();
+            let mut stored = Vec::new();
+            let by_stream = loop {
+                match reader.next(&mut stored) {
+                    Ok(record) => assert!(record.is_some(), "the flaw was not seen"),
+                    Err(error) => break error.to_string(),
+                }
+            };
+            assert_eq!(by_stream, expected);
+        }
+    }
+
+    #[test]
+    fn records_that_describe_one_image_otherwise_are_refused() {
+        let first = IndexRecord {
+            orig_blocks: 8,
+            ..data(0, 4, 0)
+        };
+        let second = IndexRecord {
+            address: 4,
+            io_offset: 4,
+            ..first
+        };
+        assert_eq!(read_all(&diff(&[first, second]).0).unwrap(), 2);
+        let liars = [
+            IndexRecord {
+                data_size: 7,
+                ..second
+            },
+            IndexRecord {
+                compression: Compression::Lz4 as u8,
+                ..second
+            },
+            IndexRecord {
+                orig_blocks: 9,
+                ..second
+            },
+            IndexRecord {
+                io_checksum: 2,
+                ..second
+            },
+        ];
+        for liar in liars {
+            let (file, index) = diff(&[first, liar]);
+            let error = read_all(&file).unwrap_err().to_string();
+            let offset = index + INDEX_RECORD as u64;
+            let place = format!("name: offset {offset}: description of the stored image: ");
+            assert!(error.starts_with(&place), "{error}");
+        }
+    }
 }

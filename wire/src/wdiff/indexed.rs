@@ -71,7 +71,7 @@ impl IndexRecord {
         })
     }
 
-    const fn end(&self) -> u64 {
+    pub(super) const fn end(&self) -> u64 {
         self.address + self.blocks as u64
     }
 
@@ -252,12 +252,10 @@ impl<W: Write> IndexedWriter<W> {
     /// Appends a record of any number of blocks and its stored bytes.
     ///
     /// # Errors
-    /// `InvalidInput` if the record is empty, ends beyond 2^64 blocks or has other bytes than it
-    /// says.
+    /// `InvalidInput` if the record is empty, ends beyond 2^64 blocks, has more than 32 MiB of data
+    /// or other bytes than it says.
     pub fn push(&mut self, record: &OutRecord, stored: &[u8]) -> std::io::Result<()> {
-        let end = record.address.checked_add(u64::from(record.blocks));
-        let fits = record.blocks > 0 && end.is_some();
-        if !fits || record.size as usize != stored.len() {
+        if record.checked_end().is_none() || record.size as usize != stored.len() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::InvalidInput,
                 "record range or size is wrong",
@@ -357,7 +355,165 @@ fn aligned_pieces(record: IndexRecord, max_io: u32) -> impl Iterator<Item = Inde
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Cursor, MAX_RECORD_BYTES, RecordSource};
     use super::*;
+
+    /// An IO: first block, blocks and kind. Data is stored in one byte, which nobody looks at.
+    type Io = (u64, u32, Kind);
+
+    fn out(&(address, blocks, kind): &Io) -> (OutRecord, &'static [u8]) {
+        match kind {
+            Kind::Data => {
+                let record = OutRecord::data(address, blocks, Compression::Snappy, &[0]);
+                (record, &[0])
+            }
+            _ => (OutRecord::empty(address, blocks, kind), &[]),
+        }
+    }
+
+    fn written(ios: &[Io], max_io: u32) -> Vec<u8> {
+        let mut writer = IndexedWriter::create(Vec::new(), Uuid::ZERO, max_io).unwrap();
+        for io in ios {
+            let (record, stored) = out(io);
+            writer.push(&record, stored).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    /// A piece of the index: range, kind, place of the image and place in it.
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+    struct Piece {
+        address: u64,
+        blocks: u64,
+        kind: char,
+        image: u64,
+        io_offset: u64,
+    }
+
+    fn index_of(file: &[u8]) -> Vec<Piece> {
+        let mut cursor = Cursor::open(file, "diff").unwrap();
+        let mut pieces = vec![];
+        while let Some((_, records)) = cursor.next_index().unwrap() {
+            pieces.extend(records.iter().map(|r| Piece {
+                address: r.address,
+                blocks: r.blocks.into(),
+                kind: r.kind.letter(),
+                image: r.data_offset,
+                io_offset: r.io_offset.into(),
+            }));
+        }
+        pieces
+    }
+
+    /// The aligned pieces of a part of `whole`, by trying each power of two.
+    fn aligned(whole: Piece, address: u64, end: u64, max_io: u64) -> Vec<Piece> {
+        let (mut at, mut pieces) = (address, vec![]);
+        while at < end {
+            let fits = |size: &u64| {
+                at.is_multiple_of(*size) && *size <= end - at && (max_io == 0 || *size <= max_io)
+            };
+            let blocks = (0..32).rev().map(|bit| 1 << bit).find(fits).unwrap();
+            let io_offset = whole.io_offset + (at - whole.address);
+            pieces.push(Piece {
+                address: at,
+                blocks,
+                io_offset,
+                ..whole
+            });
+            at += blocks;
+        }
+        pieces
+    }
+
+    /// What the reference says: each IO is cut when it comes, and each of its pieces cuts what is
+    /// left of the older pieces again.
+    fn model(ios: &[Io], max_io: u32) -> Vec<Piece> {
+        let (mut pieces, mut image) = (Vec::<Piece>::new(), FILE_HEADER as u64);
+        for (address, blocks, kind) in ios {
+            let whole = Piece {
+                address: *address,
+                blocks: u64::from(*blocks),
+                kind: kind.letter(),
+                image,
+                io_offset: 0,
+            };
+            image += u64::from(*kind == Kind::Data);
+            for newer in aligned(whole, *address, address + whole.blocks, max_io.into()) {
+                let (from, to) = (newer.address, newer.address + newer.blocks);
+                let mut kept = vec![newer];
+                for older in pieces {
+                    let end = older.address + older.blocks;
+                    kept.extend(aligned(older, older.address, end.min(from), max_io.into()));
+                    kept.extend(aligned(older, older.address.max(to), end, max_io.into()));
+                }
+                pieces = kept;
+            }
+        }
+        pieces.sort();
+        pieces
+    }
+
+    /// IOs that meet: at the start, across the greatest power of two, and at the very end.
+    fn ios() -> impl Strategy<Value = Vec<Io>> {
+        let kind = prop::sample::select(vec![Kind::Data, Kind::Data, Kind::AllZero, Kind::Discard]);
+        let base = prop::sample::select(vec![0, (1 << 31) - 50, u64::MAX - 140]);
+        let io = (0..80u64, 1..61u32, kind);
+        (base, prop::collection::vec(io, 0..24)).prop_map(|(base, ios)| {
+            let placed = |(at, blocks, kind)| (base + at, blocks, kind);
+            ios.into_iter().map(placed).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn cutting_at_the_end_gives_the_pieces_of_cutting_at_once(ios in ios(), max_io in 0..20u32) {
+            let file = written(&ios, max_io);
+            prop_assert_eq!(index_of(&file), model(&ios, max_io));
+            let mut cursor = Cursor::open(&file[..], "diff").unwrap();
+            while cursor.next_record().unwrap().is_some() {}
+        }
+    }
+
+    #[test]
+    fn records_end_at_the_last_address_at_most() {
+        for kind in [Kind::Data, Kind::AllZero, Kind::Discard] {
+            for blocks in [1, 5, 100] {
+                let ios = [(u64::MAX - u64::from(blocks), blocks, kind)];
+                let pieces = index_of(&written(&ios, 2048));
+                let sum: u64 = pieces.iter().map(|piece| piece.blocks).sum();
+                assert_eq!((pieces[0].address, sum), (ios[0].0, blocks.into()));
+                assert!(refuses(&(ios[0].0 + 1, blocks, kind)));
+            }
+            assert!(refuses(&(u64::MAX, u32::MAX, kind)));
+            assert!(refuses(&(7, 0, kind)));
+        }
+    }
+
+    #[test]
+    fn data_that_no_reader_takes_is_not_written() {
+        let most = (MAX_RECORD_BYTES / 512) as u32;
+        assert!(!refuses(&(0, most, Kind::Data)));
+        assert!(refuses(&(0, most + 1, Kind::Data)));
+        assert!(!refuses(&(0, u32::MAX, Kind::Discard)));
+    }
+
+    /// True if both writers refuse an IO; they must agree.
+    fn refuses(io: &Io) -> bool {
+        let (record, stored) = out(io);
+        let mut indexed = IndexedWriter::create(Vec::new(), Uuid::ZERO, 0).unwrap();
+        let memory = std::io::Cursor::new(Vec::new());
+        let mut sorted = super::super::SortedWriter::create(memory, Uuid::ZERO).unwrap();
+        let refusals = [
+            indexed.push(&record, stored).is_err(),
+            sorted.push(&[record], stored.to_vec()).is_err(),
+        ];
+        assert_eq!(refusals[0], refusals[1], "{io:?}");
+        refusals[0]
+    }
 
     #[test]
     fn pieces_are_aligned_and_cover_the_range() {

@@ -121,6 +121,8 @@ impl CutMap {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn io(address: u64, blocks: u32, position: u64) -> LogEntry {
@@ -171,6 +173,49 @@ mod tests {
             let found = pieces(&[io(address, 100, 0)], max_io);
             let sum: u32 = found.iter().map(|(_, blocks, _)| blocks).sum();
             assert_eq!((found[0].0, sum), (address, 100), "{max_io}");
+        }
+    }
+
+    /// What the reference says: each IO is cut when it comes, every `max_io` blocks from its start;
+    /// what newer pieces leave of older ones is not cut again.
+    fn model(ios: &[LogEntry], max_io: u64) -> Vec<(u64, u64, u64)> {
+        let mut kept: Vec<(u64, u64, u64)> = vec![];
+        for io in ios {
+            let step = if max_io == 0 { u64::MAX } else { max_io };
+            let mut from = io.address;
+            while from < io.end() {
+                let to = io.end().min(from.saturating_add(step));
+                let mut left = vec![(from, to, io.position + (from - io.address) * 512)];
+                for (begin, end, position) in kept {
+                    if begin < end.min(from) {
+                        left.push((begin, end.min(from), position));
+                    }
+                    if begin.max(to) < end {
+                        let begin_right = begin.max(to);
+                        left.push((begin_right, end, position + (begin_right - begin) * 512));
+                    }
+                }
+                (kept, from) = (left, to);
+            }
+        }
+        kept.sort_unstable();
+        kept
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn cutting_at_the_end_gives_the_pieces_of_cutting_at_once(
+            base in prop::sample::select(vec![0, u64::MAX - 140]),
+            ios in prop::collection::vec((0..80u64, 1..61u32), 0..24),
+            max_io in 0..20u32,
+        ) {
+            let ios: Vec<_> = ios.into_iter().zip(0u64..)
+                .map(|((at, blocks), number)| io(base + at, blocks, number << 20)).collect();
+            let found = pieces(&ios, max_io).into_iter()
+                .map(|(address, blocks, position)| (address, address + u64::from(blocks), position));
+            prop_assert_eq!(found.collect::<Vec<_>>(), model(&ios, max_io.into()));
         }
     }
 

@@ -294,6 +294,23 @@ mod tests {
         }
 
         #[test]
+        fn a_limit_cuts_each_piece_of_the_unlimited_merge(
+            diffs in proptest::collection::vec(diff(), 0..7),
+            max_io in 1u32..5,
+        ) {
+            let mut expected = vec![];
+            for piece in merged(&diffs, 0) {
+                let (mut from, end) = (piece.record.address, piece.record.end());
+                while from < end {
+                    let to = end.min(from + u64::from(max_io));
+                    expected.push(Piece { record: piece.record.part(from, to), ..piece });
+                    from = to;
+                }
+            }
+            prop_assert_eq!(merged(&diffs, max_io), expected);
+        }
+
+        #[test]
         fn merging_is_associative_as_a_block_map(a in diff(), b in diff(), c in diff()) {
             let kinds = |diffs: &[Vec<Record>]| {
                 let mut map = Blocks::new();

@@ -231,6 +231,18 @@ impl OutRecord {
         }
     }
 
+    /// The block after the last; `None` for a record that no reader takes: an empty one, one that
+    /// ends beyond 2^64 blocks, or data of more than [`MAX_RECORD_BYTES`].
+    pub(super) fn checked_end(&self) -> Option<u64> {
+        let plain = match self.kind {
+            Kind::Data => blocks_to_bytes(self.blocks),
+            Kind::AllZero | Kind::Discard => 0,
+        };
+        let fits = self.blocks > 0 && plain.max(u64::from(self.size)) <= MAX_RECORD_BYTES;
+        let end = self.address.checked_add(u64::from(self.blocks));
+        end.filter(|_| fits)
+    }
+
     /// A record without data.
     pub const fn empty(address: u64, blocks: u32, kind: Kind) -> Self {
         Self {

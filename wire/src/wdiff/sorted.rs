@@ -180,12 +180,19 @@ impl Pack {
     }
 
     /// The records of a pack whose header stands at `position`, with absolute positions.
-    pub fn to_records(&self, position: u64) -> Result<Vec<Record>, Flaw> {
+    ///
+    /// `last_end` is where the record before them ends, and becomes where their last one does: they
+    /// must follow it, and each other.
+    pub fn to_records(&self, position: u64, last_end: &mut u64) -> Result<Vec<Record>, Flaw> {
         let data = position.saturating_add(PACK_HEADER as u64);
         self.records
             .iter()
-            .enumerate()
-            .map(|(i, r)| r.to_record(data, position + (RECORDS_AT + i * RECORD) as u64))
+            .zip((position + RECORDS_AT as u64..).step_by(RECORD))
+            .map(|(record, at)| {
+                let record = record.to_record(data, at)?;
+                check_order(last_end, &record, at)?;
+                Ok(record)
+            })
             .collect()
     }
 }
@@ -240,8 +247,6 @@ impl<R: Read> SortedReader<R> {
         stored.clear();
         loop {
             if let Some(record) = self.pack.next() {
-                check_order(&mut self.last_end, &record, self.position)
-                    .map_err(|f| f.in_source(&self.name))?;
                 if let Body::Data(data) = record.body {
                     self.read_stored(&data, stored)?;
                 }
@@ -263,7 +268,7 @@ impl<R: Read> SortedReader<R> {
             .map_err(|f| f.shifted(self.position))
             .and_then(|pack| {
                 self.ended = pack.is_end;
-                pack.to_records(self.position)
+                pack.to_records(self.position, &mut self.last_end)
             })
             .map_err(|f| f.in_source(&self.name))?;
         self.position += PACK_HEADER as u64;
@@ -358,8 +363,8 @@ impl<W: Write + Seek> SortedWriter<W> {
     /// Adds records whose stored bytes lie in `data` one after the other.
     ///
     /// # Errors
-    /// `InvalidInput` if a record is out of order or `data` has another length than the records
-    /// say.
+    /// `InvalidInput` if a record is out of order, empty, ends beyond 2^64 blocks or has more than 32
+    /// MiB of data, or if `data` has another length than the records say.
     pub fn push(&mut self, records: &[OutRecord], mut data: Vec<u8>) -> std::io::Result<()> {
         let promised: u64 = records.iter().map(|r| u64::from(r.size)).sum();
         if promised != data.len() as u64 {
@@ -371,9 +376,8 @@ impl<W: Write + Seek> SortedWriter<W> {
                 return Err(invalid("records out of order"));
             }
             self.last_end = record
-                .address
-                .checked_add(u64::from(record.blocks))
-                .ok_or_else(|| invalid("a record ends beyond 2^64 blocks"))?;
+                .checked_end()
+                .ok_or_else(|| invalid("record range or size is wrong"))?;
             if self.is_full_for(record.size) {
                 let rest = data.split_off(in_pack);
                 self.put(std::mem::replace(&mut data, rest))?;
@@ -468,6 +472,57 @@ mod tests {
             put(&mut bytes, 4, count.to_le_bytes());
             checksum::embed(&mut bytes, 0, 0);
             assert_eq!(Pack::decode(&bytes).unwrap_err().offset, 4, "{count}");
+        }
+    }
+
+    /// The flaw of a record by itself, if it has one.
+    fn flaw_of(kind: Kind, blocks: u32, data_size: u32) -> Option<(&'static str, u64)> {
+        let compression = match kind {
+            Kind::Data => Compression::Snappy as u8,
+            _ => 0,
+        };
+        let record = PackRecord {
+            address: 7,
+            blocks,
+            kind,
+            compression,
+            data_offset: 0,
+            data_size,
+            checksum: 0,
+        };
+        let pack = Pack {
+            records: vec![record],
+            total_size: data_size,
+            is_end: false,
+        };
+        let pack = Pack::decode(&pack.encode()).unwrap();
+        let flaw = pack.to_records(1000, &mut 0).err()?;
+        Some((flaw.what, flaw.offset))
+    }
+
+    #[test]
+    fn sizes_of_records_have_bounds() {
+        const RECORD_AT: u64 = 1000 + 16;
+        let most = super::super::MAX_RECORD_BYTES as u32;
+        for kind in [Kind::Data, Kind::AllZero, Kind::Discard] {
+            let stored = u32::from(kind == Kind::Data);
+            assert_eq!(flaw_of(kind, 1, stored), None);
+            let empty = flaw_of(kind, 0, stored);
+            assert_eq!(empty, Some(("record size", RECORD_AT + 8)), "{kind:?}");
+        }
+        for kind in [Kind::AllZero, Kind::Discard] {
+            assert_eq!(flaw_of(kind, u32::MAX, 0), None);
+            let with_data = flaw_of(kind, 1, 1);
+            assert_eq!(
+                with_data,
+                Some(("stored size without data", RECORD_AT + 20))
+            );
+        }
+        assert_eq!(flaw_of(Kind::Data, 1, 0), Some(("stored size", RECORD_AT)));
+        assert_eq!(flaw_of(Kind::Data, most / 512, most), None);
+        for (blocks, stored) in [(most / 512 + 1, 9), (1, most + 1), (u32::MAX, 9)] {
+            let flaw = flaw_of(Kind::Data, blocks, stored);
+            assert_eq!(flaw, Some(("data record size", RECORD_AT)), "{blocks}");
         }
     }
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum::embed;
 use crate::logpack::{Builder, RecordKind, end_block};
 use crate::wlog::generate::{Generator, Options};
 use crate::wlog::{Reader, Writer};
@@ -104,6 +105,26 @@ fn a_gap_a_bound_and_foreign_blocks_are_flaws_at_their_place() {
     .feed(&pack(100))
     .unwrap_err();
     assert_eq!(flaw.what, "end of the logpack");
+}
+
+#[test]
+fn an_end_block_that_counts_something_is_refused() {
+    let whole = workload(3, PhysicalBlock::B512);
+    let FileHeader { salt, pbs, .. } = FileHeader::decode(&whole[..FileHeader::BYTES]).unwrap();
+    let (packs, end) = whole.split_at(whole.len() - pbs.bytes());
+    assert_eq!(end, end_block(pbs, salt));
+    // total_io_size, n_records and n_padding, and the offset of what is then wrong.
+    for (at, offset) in [(6, 16), (16, 8), (18, 16)] {
+        let mut bad = end.to_vec();
+        bad[at] = 1;
+        embed(&mut bad, 0, salt);
+        let place = format!("test: offset {}: ", packs.len() + offset);
+        // Data after it, as much as total_io_size says, makes it no better.
+        for file in [[packs, &bad].concat(), [packs, &bad, &[0; 512]].concat()] {
+            let error = read_all(&file).unwrap_err().to_string();
+            assert!(error.starts_with(&place), "{error}");
+        }
+    }
 }
 
 #[test]
