@@ -1,6 +1,6 @@
 # Shortcuts for the scripts; CONTRIBUTING.md says more.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz fmt lint doc
+.PHONY: help demo test guest bench fuzz fmt lint doc
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -11,6 +11,10 @@ demo: ## build, and show the tools at work on generated files
 
 test: ## install what the tests need and run all checks
 	scripts/test.sh
+
+guest: ## tests that need device-mapper, NBD or ublk, in small guests
+	scripts/guest/harness-test u t
+	scripts/guest/test
 
 bench: ## time whole commands on generated logs, with their memory
 	scripts/bench.sh

@@ -1,20 +1,18 @@
 //! Disk images as targets: files and block devices that records are written onto.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, fallocate};
 use walkeep_wire::wdiff::Kind;
 use walkeep_wire::{LOGICAL_BLOCK, blocks_to_bytes};
 
-use crate::input::size_of_file;
-use crate::{Error, Result, sys};
+use crate::disk::{Disk, DiskFile, Mode, RealDisk};
+use crate::{Error, Result};
 
 /// Zeros up to this size are written; larger ranges become holes where that is possible.
-const SMALL_ZERO_BYTES: u64 = 64 << 10;
+static SMALL_ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What becomes of discarded ranges (reference: "wdiff").
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,7 +43,7 @@ impl FromStr for DiscardPolicy {
 
 /// An image open for writing at any place, from several threads.
 pub struct ImageFile {
-    file: File,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
     size: u64,
     is_device: bool,
@@ -55,18 +53,17 @@ pub struct ImageFile {
 impl ImageFile {
     /// Opens an existing file or block device.
     pub fn open(path: &Path, discard: DiscardPolicy) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
+        Self::open_on(&RealDisk, path, discard)
+    }
+
+    /// Opens an existing file on `disk`.
+    pub fn open_on(disk: &dyn Disk, path: &Path, discard: DiscardPolicy) -> Result<Self> {
+        let file = disk
+            .open(path, Mode::Write)
             .map_err(|e| Error::file(path, "open for reading and writing", e))?;
         let inspect = |e| Error::file(path, "inspect", e);
-        let size = size_of_file(&file).map_err(inspect)?;
-        let is_device = file
-            .metadata()
-            .map_err(inspect)?
-            .file_type()
-            .is_block_device();
+        let size = file.size().map_err(inspect)?;
+        let is_device = file.physical_block().map_err(inspect)?.is_some();
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -92,7 +89,7 @@ impl ImageFile {
     /// Writes data at a block address.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<()> {
         self.file
-            .write_all_at(data, address * LOGICAL_BLOCK as u64)
+            .write_at(&[IoSlice::new(data)], address * LOGICAL_BLOCK as u64)
             .map_err(|e| Error::file(&self.path, "write", e))
     }
 
@@ -101,59 +98,26 @@ impl ImageFile {
         let (offset, bytes) = (address * LOGICAL_BLOCK as u64, blocks_to_bytes(blocks));
         let done = match (kind, self.discard) {
             (Kind::Discard, DiscardPolicy::Ignore) => Ok(()),
-            (Kind::Discard, DiscardPolicy::Passdown) => self.pass_discard(offset, bytes),
+            (Kind::Discard, DiscardPolicy::Passdown) => self.file.discard(offset, bytes),
             _ => self.zero(offset, bytes),
         };
         done.map_err(|e| Error::file(&self.path, "clear a range", e))
     }
 
-    fn pass_discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        if self.is_device {
-            return match sys::device_discard(&self.file, offset, bytes) {
-                // A device that cannot discard keeps what it has.
-                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-                other => other,
-            };
-        }
-        self.punch(offset, bytes)
-            .or_else(|_| self.write_zeros(offset, bytes))
-    }
-
     fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        if bytes <= SMALL_ZERO_BYTES {
-            return self.write_zeros(offset, bytes);
+        if let Some(zeros) = SMALL_ZEROS.get(..bytes as usize) {
+            return self.file.write_at(&[IoSlice::new(zeros)], offset);
         }
-        let fast = if self.is_device {
-            sys::device_zero(&self.file, offset, bytes)
-        } else {
-            self.punch(offset, bytes)
-        };
-        fast.or_else(|_| self.write_zeros(offset, bytes))
-    }
-
-    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
-        let offset = i64::try_from(offset).map_err(too_far)?;
-        let bytes = i64::try_from(bytes).map_err(too_far)?;
-        Ok(fallocate(&self.file, flags, offset, bytes)?)
-    }
-
-    fn write_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut at = offset;
-        while at < offset + bytes {
-            let step = (offset + bytes - at).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..step as usize], at)?;
-            at += step;
+        if self.is_device {
+            return self.file.zero(offset, bytes);
         }
-        Ok(())
+        self.file.punch(offset, bytes)
     }
 
     /// Makes all writes durable.
     pub fn sync(&self) -> Result<()> {
         self.file
-            .sync_data()
+            .sync()
             .map_err(|e| Error::file(&self.path, "make durable", e))
     }
 }

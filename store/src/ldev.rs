@@ -1,10 +1,10 @@
 //! Log devices offline: format, inspect, cut a wlog out of one, recover after a crash
 //! (reference: "Log device", "Crash recovery").
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::fs::File;
+use std::io::{BufWriter, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use walkeep_wire::checksum::Checksum;
 use walkeep_wire::ldev::redo::{Outcome, Repair, at_bad_record, at_end};
@@ -17,17 +17,17 @@ use walkeep_wire::wlog::FileHeader;
 use walkeep_wire::wlog::writer::Writer;
 use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
 
+use crate::disk::{Disk, DiskFile, Mode, RealDisk};
 use crate::image::ImageFile;
-use crate::input::size_of_file;
 use crate::output::Output;
-use crate::{Error, Meter, Result, sys};
+use crate::{Error, Meter, Result};
 
 /// Log data is read in steps of this size.
 const STEP: usize = 1 << 20;
 
 /// A log device open for reading, or for recovery.
 pub struct LogDevice {
-    file: File,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
     name: String,
     superblock: Superblock,
@@ -80,14 +80,17 @@ pub struct FormatOptions<'a> {
 /// # Errors
 /// Without `force`, [`Error::Refused`] if it holds a log device already: its log would be lost.
 pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
+    format_on(&RealDisk, path, options)
+}
+
+/// [`format`] on `disk`.
+pub fn format_on(disk: &dyn Disk, path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
     let fail = |action| move |e| Error::file(path, action, e);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
+    let file = disk
+        .open(path, Mode::Write)
         .map_err(fail("open for reading and writing"))?;
-    let size = size_of_file(&file).map_err(fail("inspect"))?;
-    if !options.force && has_superblock(&file).map_err(fail("inspect"))? {
+    let size = file.size().map_err(fail("inspect"))?;
+    if !options.force && has_superblock(&*file).map_err(fail("inspect"))? {
         return Err(Error::Refused(format!(
             "{}: offset {}: a log device stands there, and its log would be lost (--force formats \
              it anew)",
@@ -104,24 +107,28 @@ pub fn format(path: &Path, options: &FormatOptions<'_>) -> Result<Superblock> {
     } = *options;
     let superblock = Superblock::format(uuid, salt, name, data_blocks, size, pbs)
         .map_err(|flaw| flaw.in_source(&path.display().to_string()))?;
-    check_device_block(path, &file, pbs)?;
+    check_device_block(path, &*file, pbs)?;
     let bytes = superblock.encode();
     let write = || {
-        file.write_all_at(&bytes, primary_position())?;
-        file.write_all_at(&bytes, secondary_position(pbs))?;
+        write_at(&*file, &bytes, primary_position())?;
+        write_at(&*file, &bytes, secondary_position(pbs))?;
         // What stood there before must not be taken for the first pack.
-        file.write_all_at(&vec![0; pbs.bytes()], superblock.ring.position(0))?;
-        file.sync_all()
+        write_at(&*file, &vec![0; pbs.bytes()], superblock.ring.position(0))?;
+        file.sync()
     };
     write().map_err(fail("format"))?;
     Ok(superblock)
 }
 
+fn write_at(file: &dyn DiskFile, bytes: &[u8], position: u64) -> std::io::Result<()> {
+    file.write_at(&[IoSlice::new(bytes)], position)
+}
+
 /// True where a superblock stands, even one that is damaged: its log could still be saved.
-fn has_superblock(file: &File) -> std::io::Result<bool> {
+fn has_superblock(file: &dyn DiskFile) -> std::io::Result<bool> {
     const TYPE_AND_VERSION: [u8; 4] = [1, 0, 2, 0];
     let mut head = [0; TYPE_AND_VERSION.len()];
-    match file.read_exact_at(&mut head, primary_position()) {
+    match file.read_at(&mut head, primary_position()) {
         Ok(()) => Ok(head == TYPE_AND_VERSION),
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(e),
@@ -141,20 +148,12 @@ fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
 }
 
 /// A block device must have the physical block size of its log.
-fn check_device_block(path: &Path, file: &File, pbs: PhysicalBlock) -> Result<()> {
-    let inspect = |e| Error::file(path, "inspect", e);
-    if !file
-        .metadata()
-        .map_err(inspect)?
-        .file_type()
-        .is_block_device()
-    {
+fn check_device_block(path: &Path, file: &dyn DiskFile, pbs: PhysicalBlock) -> Result<()> {
+    let device = file.physical_block();
+    let device = device.map_err(|e| Error::file(path, "inspect", e))?;
+    let Some(device) = device.filter(|device| *device as usize > pbs.bytes()) else {
         return Ok(());
-    }
-    let device = sys::device_block_bytes(file).map_err(inspect)?;
-    if device as usize <= pbs.bytes() {
-        return Ok(());
-    }
+    };
     Err(Error::Refused(format!(
         "{}: physical block size of the log: expected at least the device's {device}, found {}",
         path.display(),
@@ -165,28 +164,29 @@ fn check_device_block(path: &Path, file: &File, pbs: PhysicalBlock) -> Result<()
 impl LogDevice {
     /// Opens a log device for reading.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, OpenOptions::new().read(true))
+        Self::open_on(&RealDisk, path, Mode::Read)
     }
 
     /// Opens a log device for recovery.
     pub fn open_for_recovery(path: &Path) -> Result<Self> {
-        Self::open_with(path, OpenOptions::new().read(true).write(true))
+        Self::open_on(&RealDisk, path, Mode::Write)
     }
 
-    fn open_with(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let file = options
-            .open(path)
+    /// Opens a log device on `disk`; recovery needs [`Mode::Write`].
+    pub fn open_on(disk: &dyn Disk, path: &Path, mode: Mode) -> Result<Self> {
+        let file = disk
+            .open(path, mode)
             .map_err(|e| Error::file(path, "open", e))?;
-        let size = size_of_file(&file).map_err(|e| Error::file(path, "inspect", e))?;
+        let size = file.size().map_err(|e| Error::file(path, "inspect", e))?;
         let name = path.display().to_string();
         let at = primary_position();
         let mut bytes =
             vec![0; (size.saturating_sub(at)).min(Superblock::MAX_BYTES as u64) as usize];
-        file.read_exact_at(&mut bytes, at)
+        file.read_at(&mut bytes, at)
             .map_err(|e| walkeep_wire::Error::io(&name, at, "superblock", e))?;
         let superblock =
             Superblock::decode(&bytes, size).map_err(|flaw| flaw.shifted(at).in_source(&name))?;
-        check_device_block(path, &file, superblock.pbs())?;
+        check_device_block(path, &*file, superblock.pbs())?;
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -216,7 +216,7 @@ impl LogDevice {
 
     fn read(&self, into: &mut [u8], position: u64) -> Result<()> {
         self.file
-            .read_exact_at(into, position)
+            .read_at(into, position)
             .map_err(|e| walkeep_wire::Error::io(&self.name, position, "log", e).into())
     }
 
@@ -529,18 +529,161 @@ impl LogDevice {
             Repair::EndBlock => Some(end_block(ring.pbs(), salt)),
         };
         if let Some(block) = repaired {
-            self.file
-                .write_all_at(&block, ring.position(outcome.lsid))?;
-            self.file.sync_data()?;
+            write_at(&*self.file, &block, ring.position(outcome.lsid))?;
+            self.file.sync()?;
         }
         self.superblock.written_lsid = outcome.written_lsid;
-        self.file
-            .write_all_at(&self.superblock.encode(), primary_position())?;
-        self.file.sync_data()
+        let superblock = self.superblock.encode();
+        write_at(&*self.file, &superblock, primary_position())?;
+        self.file.sync()
     }
 }
 
 /// The name as text, for listings.
 pub fn name_text(name: &Name) -> String {
     String::from_utf8_lossy(name.as_bytes()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_wire::random::Random;
+    use walkeep_wire::wlog::generate::{GeneratedPack, Generator, Options};
+
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::image::DiscardPolicy;
+
+    const LOG: &str = "log";
+    const IMAGE: &str = "image";
+    const LOG_BYTES: usize = 1 << 20;
+    const IMAGE_BLOCKS: u64 = 512;
+
+    /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
+    fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
+        let options = Options {
+            seed,
+            total_bytes: 128 << 10,
+            device_blocks: IMAGE_BLOCKS,
+            pbs: PhysicalBlock::B512,
+            min_io: 1,
+            max_io: 32,
+            ..Options::default()
+        };
+        let generator = Generator::new(options).unwrap();
+        let header = generator.file_header();
+        let mut packs: Vec<_> = generator.collect();
+        let is_data = |record: &Record| record.kind == RecordKind::Data;
+        let last = packs.iter().rposition(|pack| {
+            let records = &pack.header.records;
+            pack.header.lsid > 0
+                && records.len() > 1
+                && is_data(&records[0])
+                && is_data(&records[records.len() - 1])
+        });
+        packs.truncate(last? + 1);
+        Some((header, packs))
+    }
+
+    /// A log with those packs and an image that has none of them. `bad` picks the record of the
+    /// last pack whose data is bad.
+    fn disk_with_log(seed: u64, bad: Option<fn(&[Record]) -> &Record>) -> SimDisk {
+        let (header, packs) = packs(seed).unwrap();
+        let FileHeader {
+            uuid, salt, pbs, ..
+        } = header;
+        let size = LOG_BYTES as u64;
+        let superblock = Superblock::format(uuid, salt, "", IMAGE_BLOCKS, size, pbs).unwrap();
+        let mut log = vec![0; LOG_BYTES];
+        let mut put = |at: u64, bytes: &[u8]| {
+            log[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        };
+        put(primary_position(), &superblock.encode());
+        put(secondary_position(pbs), &superblock.encode());
+        for pack in &packs {
+            put(
+                superblock.ring.position(pack.header.lsid),
+                &pack.header.encode(pbs, salt),
+            );
+            put(superblock.ring.position(pack.header.lsid + 1), &pack.data);
+        }
+        let disk = SimDisk::new(seed);
+        disk.put(Path::new(LOG), &log).unwrap();
+        disk.put(Path::new(IMAGE), &vec![7; IMAGE_BLOCKS as usize * 512])
+            .unwrap();
+        if let Some(bad) = bad {
+            let record = bad(&packs[packs.len() - 1].header.records);
+            let position = superblock.ring.position(record.lsid);
+            disk.flip_bits(Path::new(LOG), position, 1).unwrap();
+        }
+        disk
+    }
+
+    fn recover(disk: &SimDisk) -> Result<RecoveryReport> {
+        let mut log = LogDevice::open_on(disk, Path::new(LOG), Mode::Write)?;
+        let image = ImageFile::open_on(disk, Path::new(IMAGE), DiscardPolicy::Zero)?;
+        log.recover(&image, &Meter::default())
+    }
+
+    /// What a recovered disk has: the image, and where the log goes on.
+    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64) {
+        let log = LogDevice::open_on(disk, Path::new(LOG), Mode::Read).unwrap();
+        let image = disk.contents(Path::new(IMAGE)).unwrap();
+        (image, log.superblock().written_lsid)
+    }
+
+    /// Power cuts at every operation of a recovery, each in many ways, and again in the recovery
+    /// after that: the last one always ends where the uncut one does.
+    fn cut_everywhere(seed: u64, base: &SimDisk) {
+        let uncut = base.kill();
+        recover(&uncut).unwrap();
+        let expected = recovered(&uncut);
+        for cut in 0.. {
+            let disk = base.kill();
+            disk.cut_after(cut);
+            let done = recover(&disk);
+            for way in 0..10 {
+                let mut random = Random::new(way);
+                let after = disk.power_cut(&mut random);
+                if done.is_ok() {
+                    assert!(recovered(&after) == expected, "seed {seed}: not durable");
+                }
+                if recovered(&after).1 == expected.1 {
+                    assert!(
+                        recovered(&after) == expected,
+                        "seed {seed}, {cut}, {way}: too early"
+                    );
+                }
+                after.cut_after(random.below(cut + 1));
+                let again = recover(&after);
+                let last = after.power_cut(&mut random);
+                recover(&last).unwrap();
+                assert!(
+                    recovered(&last) == expected,
+                    "seed {seed}, {cut}, {way}: {again:?}"
+                );
+            }
+            if done.is_ok() {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn recovery_survives_power_cuts_at_every_operation() {
+        for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
+            let ends: [(Option<fn(&[Record]) -> &Record>, fn(&Repair) -> bool); 3] = [
+                (None, |repair| *repair == Repair::None),
+                (Some(|r| &r[r.len() - 1]), |repair| {
+                    matches!(repair, Repair::Shrink(_))
+                }),
+                (Some(|r| &r[0]), |repair| *repair == Repair::EndBlock),
+            ];
+            for (bad, is_expected) in ends {
+                let base = disk_with_log(seed, bad);
+                let repair = recover(&base.kill()).unwrap().end.outcome.repair;
+                assert!(is_expected(&repair), "seed {seed}: {repair:?}");
+                cut_everywhere(seed, &base);
+            }
+        }
+    }
 }

@@ -1,15 +1,14 @@
 //! Output files that appear under their name only when they are complete and durable.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{
-    FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
-};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, IoSlice, IsTerminal, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tempfile::NamedTempFile;
-
+use crate::disk::{Disk, DiskFile, Mode, RealDisk, directory_of};
 use crate::{Error, Result, sys};
 
 /// The disk begins to write each time this much has been added, so that the sync at the end has
@@ -28,10 +27,7 @@ pub struct Output {
 }
 
 enum Target {
-    /// A file without a name yet.
-    Unnamed(File),
-    /// For file systems that cannot make files without a name.
-    Named(NamedTempFile),
+    File(Temporary),
     /// Pipes and devices: written as it comes.
     Stream(File),
 }
@@ -41,27 +37,40 @@ impl Output {
     /// followed: what it points to is replaced.
     pub fn create(path: &Path) -> Result<Self> {
         let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let target = if path == Path::new("-") {
+        if path == Path::new("-") {
             if io::stdout().is_terminal() {
                 let text = "standard output is a terminal, and the output is not text: name a file";
                 return Err(Error::Refused(text.to_owned()));
             }
             let stdout = io::stdout().as_fd().try_clone_to_owned();
-            Target::Stream(File::from(
-                stdout.map_err(|e| Error::file(path, "open", e))?,
-            ))
-        } else if is_special(path) {
+            let stdout = stdout.map_err(|e| Error::file(path, "open", e))?;
+            return Ok(Self::new(path, Target::Stream(File::from(stdout))));
+        }
+        if is_special(path) {
             let file = OpenOptions::new().write(true).open(path);
-            Target::Stream(file.map_err(|e| Error::file(path, "open for writing", e))?)
-        } else {
-            temporary_beside(path).map_err(|e| Error::file(path, "create", e))?
-        };
-        Ok(Self {
+            let file = file.map_err(|e| Error::file(path, "open for writing", e))?;
+            return Ok(Self::new(path, Target::Stream(file)));
+        }
+        if path.is_dir() {
+            let error = io::ErrorKind::IsADirectory.into();
+            return Err(Error::file(path, "create", error));
+        }
+        Self::create_on(Arc::new(RealDisk), path)
+    }
+
+    /// Begins an output that is a file on `disk`.
+    pub fn create_on(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
+        let file = Temporary::beside(disk, path).map_err(|e| Error::file(path, "create", e))?;
+        Ok(Self::new(path, Target::File(file)))
+    }
+
+    fn new(path: &Path, target: Target) -> Self {
+        Self {
             path: path.to_owned(),
             target,
             position: 0,
             begun: 0,
-        })
+        }
     }
 
     /// Refuses content that a block device has no room for, before the device loses what it holds.
@@ -84,10 +93,7 @@ impl Output {
     /// Writes at an offset that is not before anything written yet; what lies between is a hole.
     /// Only for outputs that are a file.
     pub fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let Some(file) = self.as_file() else {
-            return Err(io::ErrorKind::NotSeekable.into());
-        };
-        file.write_all_at(bytes, offset)?;
+        self.file()?.write_at(&[IoSlice::new(bytes)], offset)?;
         self.position = offset + bytes.len() as u64;
         self.begin_writeback();
         Ok(())
@@ -96,19 +102,28 @@ impl Output {
     fn begin_writeback(&mut self) {
         let (from, bytes) = (self.begun, self.position.saturating_sub(self.begun));
         if bytes >= WRITEBACK_BYTES
-            && let Some(file) = self.as_file()
+            && let Ok(file) = self.file()
+            && let Some(file) = file.descriptor()
         {
             sys::begin_writeback(file, from, bytes);
             self.begun = self.position;
         }
     }
 
-    /// The file, if it is one that can be written anywhere and may have holes.
-    pub fn as_file(&self) -> Option<&File> {
+    /// True if it can be written anywhere and may have holes.
+    pub const fn is_file(&self) -> bool {
+        matches!(self.target, Target::File(_))
+    }
+
+    /// Grows or cuts an output that is a file.
+    pub fn set_size(&mut self, bytes: u64) -> io::Result<()> {
+        self.file()?.set_size(bytes)
+    }
+
+    fn file(&self) -> io::Result<&dyn DiskFile> {
         match &self.target {
-            Target::Unnamed(file) => Some(file),
-            Target::Named(file) => Some(file.as_file()),
-            Target::Stream(_) => None,
+            Target::File(temporary) => Ok(&*temporary.file),
+            Target::Stream(_) => Err(io::ErrorKind::NotSeekable.into()),
         }
     }
 
@@ -124,20 +139,24 @@ impl Output {
 
     /// Makes the content durable, gives it its name, and makes the name durable.
     pub fn commit(self) -> Result<()> {
-        let Self { path, target, .. } = self;
-        commit(&path, target).map_err(|e| Error::file(&path, "make complete and durable", e))
+        let done = match self.target {
+            Target::File(temporary) => temporary.commit(&self.path),
+            Target::Stream(stream) => sync_stream(&stream),
+        };
+        done.map_err(|e| Error::file(&self.path, "make complete and durable", e))
     }
 }
 
-/// Fails with `NotSeekable` where [`Output::as_file`] is none.
+/// Fails with `NotSeekable` where [`Output::is_file`] is false.
 impl Seek for Output {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let sought = match &mut self.target {
-            Target::Unnamed(file) => file.seek(to),
-            Target::Named(file) => file.seek(to),
-            Target::Stream(_) => Err(io::ErrorKind::NotSeekable.into()),
+        let file = self.file()?;
+        let sought = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::Current(bytes) => self.position.checked_add_signed(bytes),
+            SeekFrom::End(bytes) => file.size()?.checked_add_signed(bytes),
         };
-        self.position = sought?;
+        self.position = sought.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
     }
 }
@@ -145,10 +164,14 @@ impl Seek for Output {
 impl Write for Output {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let written = match &mut self.target {
-            Target::Unnamed(file) => file.write(buf),
-            Target::Named(file) => file.write(buf),
-            Target::Stream(stream) => stream.write(buf),
-        }?;
+            Target::File(temporary) => {
+                temporary
+                    .file
+                    .write_at(&[IoSlice::new(buf)], self.position)?;
+                buf.len()
+            }
+            Target::Stream(stream) => stream.write(buf)?,
+        };
         self.position += written as u64;
         self.begin_writeback();
         Ok(written)
@@ -156,7 +179,7 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.target {
-            Target::Unnamed(_) | Target::Named(_) => Ok(()),
+            Target::File(_) => Ok(()),
             Target::Stream(stream) => stream.flush(),
         }
     }
@@ -181,13 +204,6 @@ fn is_special(path: &Path) -> bool {
     })
 }
 
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    }
-}
-
 /// Makes what went to a device, or through standard output to a file, durable. Pipes and terminals
 /// have nothing to sync, and say so.
 fn sync_stream(stream: &File) -> io::Result<()> {
@@ -204,86 +220,105 @@ fn sync_stream(stream: &File) -> io::Result<()> {
     }
 }
 
-/// File systems that cannot make files without a name say so in several ways.
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
-    )
+/// A file without a name, or, on file systems that cannot make such, with one that goes with it.
+struct Temporary {
+    disk: Arc<dyn Disk>,
+    file: Arc<dyn DiskFile>,
+    name: Option<PathBuf>,
 }
 
-/// Gives a new file the mode and, where allowed, the owner of the one it replaces.
+impl Temporary {
+    /// In the directory of the path it is for, so that it can be renamed to that.
+    fn beside(disk: Arc<dyn Disk>, path: &Path) -> io::Result<Self> {
+        let (file, name) = match disk.create_unnamed(directory_of(path)) {
+            Ok(file) => (file, None),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                let create = |name: &Path| disk.open(name, Mode::Create);
+                let (file, name) = with_free_name(directory_of(path), create)?;
+                (file, Some(name))
+            }
+            Err(e) => return Err(e),
+        };
+        let temporary = Self { disk, file, name };
+        if temporary.name.is_some()
+            && let Some(file) = temporary.file.descriptor()
+        {
+            // It may be the copy of something secret.
+            to_file(file)?.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok(temporary)
+    }
+
+    fn commit(mut self, path: &Path) -> io::Result<()> {
+        if let Some(file) = self.file.descriptor() {
+            inherit(&to_file(file)?, path)?;
+        }
+        self.file.sync()?;
+        let dir = directory_of(path);
+        let name = match &self.name {
+            Some(name) => name,
+            // A link cannot replace a file, a rename can.
+            None => {
+                let ((), name) = with_free_name(dir, |name| self.file.link(name))?;
+                self.name.insert(name)
+            }
+        };
+        self.disk.rename(name, path)?;
+        self.name = None;
+        self.disk.sync_dir(dir)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // An error came before this one.
+            let _ = self.disk.unlink(name);
+        }
+    }
+}
+
+fn to_file(descriptor: BorrowedFd<'_>) -> io::Result<File> {
+    descriptor.try_clone_to_owned().map(File::from)
+}
+
+/// Gives a new file the mode and, where allowed, the owner of the one it replaces, durably.
 fn inherit(file: &File, path: &Path) -> io::Result<()> {
-    let Ok(old) = std::fs::metadata(path) else {
-        return file.set_permissions(std::fs::Permissions::from_mode(0o644));
-    };
-    // Only root may give files away; others keep the new one.
-    let _ = fchown(file, Some(old.uid()), Some(old.gid()));
-    file.set_permissions(old.permissions())
-}
-
-fn temporary_beside(path: &Path) -> io::Result<Target> {
-    if path.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    let dir = directory_of(path);
-    let unnamed = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .mode(0o644)
-        .custom_flags(libc::O_TMPFILE)
-        .open(dir);
-    match unnamed {
-        Ok(file) => return Ok(Target::Unnamed(file)),
-        Err(e) if is_unsupported(&e) => {}
-        Err(e) => return Err(e),
-    }
-    tempfile::Builder::new()
-        .prefix("tmp")
-        .rand_bytes(6)
-        .tempfile_in(dir)
-        .map(Target::Named)
-}
-
-fn commit(path: &Path, target: Target) -> io::Result<()> {
-    match target {
-        Target::Stream(stream) => return sync_stream(&stream),
-        Target::Unnamed(file) => {
-            inherit(&file, path)?;
-            file.sync_all()?;
-            name_unnamed(&file, path)?;
+    match std::fs::metadata(path) {
+        Ok(old) => {
+            // Only root may give files away; others keep the new one.
+            let _ = fchown(file, Some(old.uid()), Some(old.gid()));
+            file.set_permissions(old.permissions())?;
         }
-        Target::Named(file) => {
-            inherit(file.as_file(), path)?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|e| e.error)?;
+        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
+    }
+    file.sync_all()
+}
+
+/// Makes something under a name that nothing has yet.
+fn with_free_name<T>(
+    dir: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(T, PathBuf)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = dir.join(format!("tmp{:x}-{number:x}", std::process::id()));
+        match make(&name) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return Ok((made?, name)),
         }
     }
-    File::open(directory_of(path))?.sync_all()
-}
-
-/// Links the file under a temporary name and renames that: a link alone cannot replace a file.
-fn name_unnamed(file: &File, path: &Path) -> io::Result<()> {
-    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let named = tempfile::Builder::new()
-        .prefix("tmp")
-        .rand_bytes(6)
-        .make_in(directory_of(path), |name| {
-            nix::unistd::linkat(
-                nix::fcntl::AT_FDCWD,
-                Path::new(&from),
-                nix::fcntl::AT_FDCWD,
-                name,
-                nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
-            )
-            .map_err(io::Error::from)
-        })?;
-    named.persist(path).map(drop).map_err(|e| e.error)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use walkeep_wire::random::Random;
+
     use super::*;
+    use crate::disk::sim::{Fault, Operation, SimDisk, When};
 
     #[test]
     fn nothing_appears_before_the_commit_and_nothing_stays_without_it() {
@@ -324,5 +359,109 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(Output::create(dir.path()).is_err());
         assert!(Output::create(&dir.path().join("missing/out")).is_err());
+    }
+
+    #[test]
+    fn an_output_can_be_written_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"0123456789").unwrap();
+        assert_eq!(output.seek(SeekFrom::End(-3)).unwrap(), 7);
+        assert_eq!(output.seek(SeekFrom::Current(-2)).unwrap(), 5);
+        output.write_all(b"ab").unwrap();
+        assert_eq!(output.seek(SeekFrom::Start(1)).unwrap(), 1);
+        output.write_all(b"c").unwrap();
+        output.write_all_at(b"d", 11).unwrap();
+        output.set_size(13).unwrap();
+        assert!(output.seek(SeekFrom::Current(-99)).is_err());
+        output.commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"0c234ab789\0d\0");
+    }
+
+    /// A disk without unnamed files.
+    #[derive(Debug)]
+    struct Plain(SimDisk);
+
+    impl Disk for Plain {
+        fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn DiskFile>> {
+            self.0.open(path, mode)
+        }
+        fn create_unnamed(&self, _: &Path) -> io::Result<Arc<dyn DiskFile>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.0.rename(from, to)
+        }
+        fn unlink(&self, path: &Path) -> io::Result<()> {
+            self.0.unlink(path)
+        }
+        fn make_dir(&self, path: &Path) -> io::Result<()> {
+            self.0.make_dir(path)
+        }
+        fn sync_dir(&self, path: &Path) -> io::Result<()> {
+            self.0.sync_dir(path)
+        }
+        fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+            self.0.list(path)
+        }
+    }
+
+    fn write_output(disk: Arc<dyn Disk>, path: &Path, bytes: &[u8]) -> Result<()> {
+        let mut output = Output::create_on(disk, path)?;
+        for piece in bytes.chunks(1000) {
+            let written = output.write_all(piece);
+            written.map_err(|e| output.error("write", e))?;
+        }
+        output.commit()
+    }
+
+    /// Power cuts at every operation, each in many ways.
+    fn cut_everywhere(as_disk: impl Fn(SimDisk) -> Arc<dyn Disk>) {
+        let path = Path::new("dir/out");
+        let (old, new) = (vec![1; 700], vec![2; 5000]);
+        for cut in 0.. {
+            let disk = SimDisk::new(cut);
+            disk.put(path, &old).unwrap();
+            disk.cut_after(cut);
+            let done = write_output(as_disk(disk.clone()), path, &new);
+            for seed in 0..100 {
+                let after = disk.power_cut(&mut Random::new(seed));
+                let found = after.contents(path).unwrap();
+                let is_good = found == new || found == old && done.is_err();
+                assert!(is_good, "operation {cut}, seed {seed}");
+            }
+            if done.is_ok() {
+                assert!(cut > 8);
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_power_cut_leaves_the_old_or_the_new_output() {
+        cut_everywhere(|disk| Arc::new(disk));
+        cut_everywhere(|disk| Arc::new(Plain(disk)));
+    }
+
+    #[test]
+    fn a_failed_output_leaves_the_old_one_and_nothing_else() {
+        for (operation, path) in [(Operation::Sync, "dir"), (Operation::Write, "dir/out")] {
+            let disk = SimDisk::new(1);
+            disk.put(Path::new("dir/out"), b"old").unwrap();
+            disk.inject(Fault {
+                path: path.into(),
+                operation,
+                when: When::After(0),
+                errno: libc::EIO,
+            });
+            let disk = Arc::new(disk);
+            let path = Path::new("dir/out");
+            assert!(write_output(disk.clone(), path, b"new").is_err());
+            assert_eq!(disk.contents(path).unwrap(), b"old");
+            assert_eq!(disk.list(Path::new("dir")).unwrap(), ["out"]);
+            write_output(disk.clone(), path, b"new").unwrap();
+            assert_eq!(disk.contents(path).unwrap(), b"new");
+        }
     }
 }

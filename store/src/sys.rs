@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 mod ioctl {
     nix::ioctl_read_bad!(
@@ -54,7 +54,7 @@ pub(crate) fn device_zero(file: &File, offset: u64, bytes: u64) -> io::Result<()
 }
 
 /// Begins to write a range of dirty pages to the disk, without waiting.
-pub(crate) fn begin_writeback(file: &File, offset: u64, bytes: u64) {
+pub(crate) fn begin_writeback(file: BorrowedFd<'_>, offset: u64, bytes: u64) {
     let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else {
         return;
     };
@@ -78,6 +78,9 @@ pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
 pub(crate) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     seek(file, offset, libc::SEEK_HOLE)
 }
+
+/// Buffers that one call takes (IOV_MAX).
+pub(crate) const MAX_PARTS: usize = libc::UIO_MAXIOV as usize;
 
 fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
     let offset = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;

@@ -17,6 +17,7 @@ pub mod ldev;
 pub mod logpack;
 pub mod meta;
 pub mod murmur3;
+pub mod random;
 pub mod serial;
 pub mod units;
 pub mod wdiff;

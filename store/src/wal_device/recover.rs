@@ -113,15 +113,17 @@ pub fn recover(log: Named<'_>, data: Named<'_>, known: &Known) -> Result<Recover
         log,
         superblock: &superblock,
     };
-    let played = ring.replay(data, from, INVALID_LSID)?;
-    let end = played.outcome.written_lsid;
+    // W2 and W10 hold here, too: what is in the log's cache need not be on its disk, be it that
+    // the process died before its sync or that the sync failed. So it is written again.
+    let found = ring.walk(from, INVALID_LSID, Visit::Harden)?;
+    let end = found.outcome.written_lsid;
     ring.check_is_tail(end, known.window)?;
+    log.sync()?;
+    ring.walk(from, end, Visit::Apply(data))?;
     data.sync()?;
-    ring.repair(&played.outcome)?;
-    if end != from {
-        superblock.written_lsid = end;
-        write_superblock(log, &superblock)?;
-    }
+    ring.repair(&found.outcome)?;
+    superblock.written_lsid = end;
+    write_superblock(log, &superblock)?;
     let ring = Ring {
         log,
         superblock: &superblock,
@@ -134,9 +136,9 @@ pub fn recover(log: Named<'_>, data: Named<'_>, known: &Known) -> Result<Recover
     Ok(Recovered {
         overflow,
         from,
-        packs: played.packs,
-        bytes: played.bytes,
-        reason: played.reason,
+        packs: found.packs,
+        bytes: found.bytes,
+        reason: found.reason,
         cleared,
         superblock,
     })
@@ -150,7 +152,7 @@ pub fn replay_again(
     from: u64,
     to: u64,
 ) -> Result<()> {
-    let played = Ring { log, superblock }.replay(data, from, to)?;
+    let played = Ring { log, superblock }.walk(from, to, Visit::Apply(data))?;
     let end = played.outcome.written_lsid;
     if end != to {
         let flaw = Flaw::new(
@@ -185,6 +187,15 @@ struct Played {
     reason: String,
 }
 
+/// What becomes of the packs that are gone through.
+#[derive(Clone, Copy)]
+enum Visit<'a> {
+    /// They are written to the log once more.
+    Harden,
+    /// Their records are applied to the data.
+    Apply(Named<'a>),
+}
+
 /// The ring of a log device.
 struct Ring<'a> {
     log: Named<'a>,
@@ -192,49 +203,64 @@ struct Ring<'a> {
 }
 
 impl Ring<'_> {
-    fn replay(&self, data: Named<'_>, from: u64, to: u64) -> Result<Played> {
-        let (mut lsid, mut packs, mut bytes) = (from, 0, 0);
+    /// Goes through the packs from an lsid on, up to another one or the end of the log.
+    fn walk(&self, from: u64, to: u64, visit: Visit<'_>) -> Result<Played> {
+        let mut played = Played {
+            packs: 0,
+            bytes: 0,
+            outcome: at_end(from),
+            reason: "the end asked for".into(),
+        };
+        let mut lsid = from;
         while lsid < to {
-            let pack = match self.pack_at(lsid)? {
+            let (pack, block) = match self.pack_at(lsid)? {
                 Ok(pack) => pack,
                 Err(reason) => {
-                    return Ok(Played {
-                        packs,
-                        bytes,
-                        outcome: at_end(lsid),
-                        reason,
-                    });
+                    played.reason = reason;
+                    break;
                 }
             };
             let body = self.body(&pack)?;
-            packs += 1;
+            if matches!(visit, Visit::Harden) {
+                self.write_again(&pack, &block, &body)?;
+            }
+            played.packs += 1;
             for (index, record) in pack.records.iter().enumerate() {
                 let io = self.io(record, &body);
                 if record.kind == RecordKind::Data
                     && checksum(io, self.superblock.salt) != record.checksum
                 {
                     let (pbs, salt) = (self.superblock.pbs(), self.superblock.salt);
-                    return Ok(Played {
-                        packs,
-                        bytes,
-                        outcome: at_bad_record(from, &pack, index, pbs, salt),
-                        reason: format!("bad data of record {index} of the pack at lsid {lsid}"),
-                    });
+                    played.outcome = at_bad_record(from, &pack, index, pbs, salt);
+                    played.reason =
+                        format!("bad data of record {index} of the pack at lsid {lsid}");
+                    return Ok(played);
                 }
-                self.apply(data, record, io)?;
-                bytes += io.len() as u64;
+                if let Visit::Apply(data) = visit {
+                    self.apply(data, record, io)?;
+                }
+                played.bytes += io.len() as u64;
             }
             lsid = pack.next_lsid();
+            played.outcome = at_end(lsid);
             if lsid - from > self.superblock.ring.size() {
                 return Err(self.flaw(lsid, "length of the log", "less than the ring"));
             }
         }
-        Ok(Played {
-            packs,
-            bytes,
-            outcome: at_end(lsid),
-            reason: "the end asked for".into(),
-        })
+        Ok(played)
+    }
+
+    /// Writes a pack where it stands already.
+    fn write_again(&self, pack: &Header, block: &[u8], body: &[u8]) -> Result<()> {
+        let ring = &self.superblock.ring;
+        self.log.write(block, ring.position(pack.lsid))?;
+        let mut rest = body;
+        for run in ring.runs(pack.lsid + 1, u64::from(pack.total_pb)) {
+            let (now, later) = rest.split_at(run.bytes as usize);
+            self.log.write(now, run.position)?;
+            rest = later;
+        }
+        Ok(())
     }
 
     fn flaw(&self, lsid: u64, what: &'static str, expected: impl ToString) -> Error {
@@ -245,8 +271,8 @@ impl Ring<'_> {
             .into()
     }
 
-    /// The pack at an lsid, or why the log ends there.
-    fn pack_at(&self, lsid: u64) -> Result<std::result::Result<Header, String>> {
+    /// The pack at an lsid with its header block, or why the log ends there.
+    fn pack_at(&self, lsid: u64) -> Result<std::result::Result<(Header, Vec<u8>), String>> {
         let Superblock { ring, salt, .. } = self.superblock;
         let mut block = vec![0; ring.pbs().bytes()];
         self.log.read(&mut block, ring.position(lsid))?;
@@ -254,7 +280,7 @@ impl Ring<'_> {
             Block::Pack(pack) if u64::from(pack.total_pb) >= ring.size() => {
                 Err(self.flaw(lsid, "logpack size", "less than the ring"))
             }
-            Block::Pack(pack) => Ok(Ok(pack)),
+            Block::Pack(pack) => Ok(Ok((pack, block))),
             Block::End => Ok(Err("an end block".into())),
             Block::NotAPack(flaw) => Ok(Err(flaw.shifted(ring.position(lsid)).to_string())),
             // No crash leaves a header with a good checksum that breaks a rule.

@@ -262,9 +262,9 @@ pub fn scan(
             write_chunk(&mut output, offset, length, bytes).map_err(|e| output.error("write", e))
         },
     )?;
-    if let Some(file) = output.as_file() {
-        file.set_len(size.bytes)
-            .map_err(|e| output.error("set the size of", e))?;
+    if output.is_file() {
+        let sized = output.set_size(size.bytes);
+        sized.map_err(|e| output.error("set the size of", e))?;
     }
     output.commit()?;
     Ok(size)
@@ -276,11 +276,11 @@ fn write_chunk(
     length: u64,
     bytes: Option<&[u8]>,
 ) -> io::Result<()> {
-    match (output.as_file(), bytes) {
-        (Some(_), Some(bytes)) => output.write_all_at(bytes, offset),
-        (Some(_), None) => Ok(()),
-        (None, Some(bytes)) => output.write_all(bytes),
-        (None, None) => io::copy(&mut io::Read::take(io::repeat(0), length), output).map(drop),
+    match (output.is_file(), bytes) {
+        (true, Some(bytes)) => output.write_all_at(bytes, offset),
+        (true, None) => Ok(()),
+        (false, Some(bytes)) => output.write_all(bytes),
+        (false, None) => io::copy(&mut io::Read::take(io::repeat(0), length), output).map(drop),
     }
 }
 

@@ -9,6 +9,7 @@ use super::header::FileHeader;
 use crate::checksum::checksum;
 use crate::error::Flaw;
 use crate::logpack::{Builder, Header, MAX_IO_BLOCKS, RecordKind};
+use crate::random::Random;
 use crate::units::{INVALID_LSID, LOGICAL_BLOCK, PhysicalBlock, Uuid, blocks_to_bytes};
 
 /// Content of writes.
@@ -186,7 +187,7 @@ impl Generator {
         let (pbs, begin_lsid) = (options.pbs, options.begin_lsid);
         let mut uuid = Uuid::ZERO;
         random.fill(&mut uuid.0);
-        let salt = random.next() as u32;
+        let salt = random.next_u64() as u32;
         let file = FileHeader {
             salt,
             pbs,
@@ -213,7 +214,7 @@ impl Generator {
 
     /// Makes an IO and adds it; returns the pack that became full before it.
     fn step(&mut self) -> Result<Option<GeneratedPack>, Flaw> {
-        if self.options.padding && self.random.one_in_20() {
+        if self.options.padding && self.random.one_in(20) {
             let padding = self.padding();
             if let Some(full) = self.push(padding)? {
                 // The IO itself comes with the next step.
@@ -278,7 +279,7 @@ impl Generator {
         let blocks = min_io + self.random.below(sizes) as u32 * unit;
         let places = (device_blocks - u64::from(blocks)) / u64::from(unit) + 1;
         let address = self.random.below(places) * u64::from(unit);
-        if self.options.discard && self.random.one_in_20() {
+        if self.options.discard && self.random.one_in(20) {
             return Io {
                 kind: RecordKind::Discard,
                 address,
@@ -296,7 +297,7 @@ impl Generator {
     }
 
     fn content(&mut self, blocks: u32) -> Vec<u8> {
-        if self.options.all_zero && self.random.one_in_20() {
+        if self.options.all_zero && self.random.one_in(20) {
             return vec![0; blocks_to_bytes(blocks) as usize];
         }
         match self.options.data {
@@ -331,40 +332,7 @@ fn pack_limit(random: &mut Random, pbs: PhysicalBlock) -> u32 {
     kib * 1024 / pbs.bytes() as u32
 }
 
-/// splitmix64: a counter that goes up by a constant, mixed by two multiplications.
-#[derive(Clone, Debug)]
-struct Random(u64);
-
 impl Random {
-    const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    #[inline]
-    const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number less than `n`, which is not 0.
-    const fn below(&mut self, n: u64) -> u64 {
-        ((self.next() as u128 * n as u128) >> 64) as u64
-    }
-
-    const fn one_in_20(&mut self) -> bool {
-        self.below(20) == 0
-    }
-
-    /// Fills whole words, little-endian.
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for word in bytes.chunks_exact_mut(8) {
-            word.copy_from_slice(&self.next().to_le_bytes());
-        }
-    }
-
     fn bytes(&mut self, blocks: u32) -> Vec<u8> {
         let mut data = vec![0; blocks_to_bytes(blocks) as usize];
         self.fill(&mut data);
@@ -377,7 +345,7 @@ impl Random {
         for block in data.chunks_exact_mut(LOGICAL_BLOCK) {
             let (random, rest) = block.split_at_mut(LOGICAL_BLOCK / 4);
             self.fill(random);
-            let word = self.next().to_le_bytes();
+            let word = self.next_u64().to_le_bytes();
             rest.chunks_exact_mut(8)
                 .for_each(|w| w.copy_from_slice(&word));
         }

@@ -225,7 +225,7 @@ impl Machine {
         let (mut headers, mut records, mut acks) = (vec![], vec![], vec![]);
         while let Some(waiting) = self.waiting.front() {
             let (kind, blocks) = self.next_record(waiting);
-            let end = builder.next_lsid_after(kind, blocks);
+            let end = self.end_of(&builder, kind, blocks);
             let is_full = self.pb_bytes(end - begin) > self.limits.group;
             if is_full && !records.is_empty() {
                 break;
@@ -284,14 +284,14 @@ impl Machine {
     /// W3, W7, W8, W9 and memory for a pack that would end at `end`.
     fn why_blocked(&self, end: u64, taken: &[(u64, Piece)]) -> Option<Blocked> {
         let ring = self.superblock.ring.size();
-        let too_far = |from: u64| end - from > ring;
+        let too_far = |from: u64| end.saturating_sub(from) > ring;
         if end >= INVALID_LSID - ring {
             return Some(Blocked::Lsids);
         }
         if too_far(self.superblock.written_lsid) && !self.forgets_window() {
             return Some(Blocked::Window);
         }
-        if end - self.permanent > self.window {
+        if end.saturating_sub(self.permanent) > self.window {
             return Some(Blocked::Unsynced);
         }
         if self.overflow.is_none() && too_far(self.durable_oldest()) {
@@ -303,6 +303,11 @@ impl Machine {
         let held = self.groups_cost + self.ripe.cost() + self.flying.cost();
         let more: u64 = taken.iter().map(|(_, piece)| piece.cost()).sum();
         (held + more > self.limits.memory).then_some(Blocked::Memory)
+    }
+
+    #[cfg(not(test))]
+    fn end_of(&self, builder: &Builder, kind: RecordKind, blocks: u32) -> u64 {
+        builder.next_lsid_after(kind, blocks)
     }
 
     #[cfg(not(test))]
@@ -487,6 +492,11 @@ impl Machine {
             AckKind::Write if ack.fua => count(&mut self.flush_latency, took),
             AckKind::Write => count(&mut self.write_latency, took),
         }
+        #[cfg(test)]
+        if ack.kind == AckKind::Write {
+            let own = &mut self.acked_by[(ticket % 2) as usize];
+            *own = ack.end.max(*own);
+        }
         let result = Ok(Reply::Done);
         out.push(Effect::Answer { ticket, result });
     }
@@ -643,13 +653,27 @@ impl Runs {
 #[cfg(test)]
 mod planted {
     use super::super::sim::Mutation;
-    use super::{Blocked, Machine, SyncRun, Ticket};
+    use super::{Blocked, Builder, Machine, RecordKind, SyncRun, Ticket};
 
     impl Machine {
+        /// Odd and even tickets stand for two connections.
         pub(super) fn flush_target(&self, ticket: Ticket) -> u64 {
             match self.planted(Mutation::FlushTargetPerConnection) {
-                true => self.acked_of_connection(ticket),
+                true => self.acked_by[(ticket % 2) as usize],
                 false => self.completed,
+            }
+        }
+
+        pub(super) fn end_of(&self, builder: &Builder, kind: RecordKind, blocks: u32) -> u64 {
+            let end = builder.next_lsid_after(kind, blocks);
+            let crosses =
+                end / self.superblock.ring.size() != self.latest / self.superblock.ring.size();
+            if self.planted(Mutation::PackOffByOneAtTheRingEnd) && crosses {
+                return end - 1;
+            }
+            match self.planted(Mutation::PaddingNotCounted) {
+                true => builder.next_lsid() + 1 + u64::from(self.pbs().count_for(blocks)),
+                false => end,
             }
         }
 

@@ -240,6 +240,8 @@ pub struct Machine {
     write_latency: Histogram,
     #[cfg(test)]
     mutation: Option<sim::Mutation>,
+    #[cfg(test)]
+    acked_by: [u64; 2],
 }
 
 impl Machine {
@@ -289,6 +291,8 @@ impl Machine {
             superblock,
             #[cfg(test)]
             mutation: None,
+            #[cfg(test)]
+            acked_by: [0; 2],
         }
     }
 
