@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use walkeep_store::image::{DiscardPolicy, ImageFile};
-use walkeep_store::ldev::{FormatOptions, LogDevice, LogEnd, format};
+use walkeep_store::ldev::{FormatOptions, LogDevice, LogEnd, RecoveryReport, format};
 use walkeep_wire::PhysicalBlock;
 use walkeep_wire::ldev::Superblock;
 use walkeep_wire::ldev::redo::Repair;
@@ -166,24 +166,28 @@ fn redo(ldev: &Path, image: &Path, discard: DiscardPolicy) -> Result<Outcome> {
     let report = report?;
     let bytes = lb_bytes(report.applied.blocks[0]);
     let text = format!(
-        "{}: replayed {} packs, {} {}\n{}: written lsid {} to {}{}",
+        "{}: replayed {} packs, {} {}\n{}: {}",
         image.display(),
         report.end.packs,
         tally_text(&report.applied),
         pace(bytes, time),
         ldev.display(),
-        report.from_lsid,
-        report.end.outcome.written_lsid,
-        repair_text(&report.end)
+        noted_text(&report)
     );
     say(None, &text)?;
-    if report.outside.total() > 0 {
-        eprintln!(
-            "walkeep: {}: left as it is, to be replayed onto the right image",
-            ldev.display()
-        );
-    }
     Ok(outside(image, &report.outside))
+}
+
+/// What recovery changed on the log device.
+fn noted_text(report: &RecoveryReport) -> String {
+    let (from, to) = (report.from_lsid, report.end.outcome.written_lsid);
+    if report.outside.total() == 0 {
+        return format!("written lsid {from} to {to}{}", repair_text(&report.end));
+    }
+    format!(
+        "left as it is, written lsid {from}; its log, up to lsid {to}, is still to be replayed onto \
+         the right image"
+    )
 }
 
 fn repair_text(end: &LogEnd) -> String {
