@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use walkeep_store::image::{DiscardPolicy, ImageFile};
-use walkeep_store::ldev::{FormatOptions, LogDevice, LogEnd, RecoveryReport, format};
+use walkeep_store::ldev::{FormatOptions, LogDevice, LogEnd, format};
 use walkeep_wire::PhysicalBlock;
 use walkeep_wire::ldev::Superblock;
 use walkeep_wire::ldev::redo::Repair;
@@ -165,29 +165,32 @@ fn redo(ldev: &Path, image: &Path, discard: DiscardPolicy) -> Result<Outcome> {
     let (report, time) = with_progress("recovering", |meter| device.recover(&target, meter));
     let report = report?;
     let bytes = lb_bytes(report.applied.blocks[0]);
-    let text = format!(
-        "{}: replayed {} packs, {} {}\n{}: {}",
+    let replayed = format!(
+        "{}: replayed {} packs, {} {}",
         image.display(),
         report.end.packs,
         tally_text(&report.applied),
-        pace(bytes, time),
-        ldev.display(),
-        noted_text(&report)
+        pace(bytes, time)
     );
-    say(None, &text)?;
-    Ok(outside(image, &report.outside))
-}
-
-/// What recovery changed on the log device.
-fn noted_text(report: &RecoveryReport) -> String {
-    let (from, to) = (report.from_lsid, report.end.outcome.written_lsid);
+    say(None, &replayed)?;
+    let (ldev, from, to) = (
+        ldev.display(),
+        report.from_lsid,
+        report.end.outcome.written_lsid,
+    );
     if report.outside.total() == 0 {
-        return format!("written lsid {from} to {to}{}", repair_text(&report.end));
+        let repair = repair_text(&report.end);
+        say(
+            None,
+            &format!("{ldev}: written lsid {from} to {to}{repair}"),
+        )?;
+    } else {
+        eprintln!(
+            "walkeep: {ldev}: left as it is, written lsid {from}; its log, up to lsid {to}, is \
+             still to be replayed onto the right image"
+        );
     }
-    format!(
-        "left as it is, written lsid {from}; its log, up to lsid {to}, is still to be replayed onto \
-         the right image"
-    )
+    Ok(outside(image, &report.outside))
 }
 
 fn repair_text(end: &LogEnd) -> String {

@@ -77,11 +77,6 @@ impl Buffers {
         }
     }
 
-    /// A buffer for the stored form of so many bytes: codecs want more room than they use.
-    pub fn take_for_stored(&self, plain: usize) -> Buffer<'_> {
-        self.take(plain + plain / 4)
-    }
-
     fn give_back(&self, mut bytes: Vec<u8>) {
         bytes.clear();
         let mut free = self.free.lock();

@@ -106,7 +106,7 @@ pub fn write_difference(
         workers,
         meter,
         |chunks, start, length| {
-            let mut data = buffers.take_for_stored(length as usize);
+            let mut data = buffers.take(length as usize);
             let mut records = Vec::new();
             for found in chunks.differences(images, start, length)? {
                 for part in cut(found, shape.max_io) {

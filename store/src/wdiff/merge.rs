@@ -63,7 +63,7 @@ pub fn merge(
         |fetcher, pieces| {
             let mut records = Vec::with_capacity(pieces.len());
             let plain: u64 = pieces.iter().map(|p| p.data_bytes()).sum();
-            let mut data = buffers.take_for_stored(plain as usize);
+            let mut data = buffers.take(plain as usize);
             for piece in pieces {
                 let record = &piece.record;
                 records.push(fetcher.stored(

@@ -110,7 +110,7 @@ fn append_all(
             let plain: u64 = ios.iter().map(LogIo::data_bytes).sum();
             // Memory only for what the file really has.
             let plain = plain.min(log.bytes()?);
-            let mut data = buffers.take_for_stored(plain as usize);
+            let mut data = buffers.take(plain as usize);
             for io in &ios {
                 let (address, blocks) = (io.record.address, io.record.blocks);
                 records.push(match checked_kind(log, io, step)? {
@@ -206,7 +206,7 @@ fn write_sorted(
         |fetcher, pieces: Vec<LogEntry>| {
             let plain: u64 = pieces.iter().map(|p| plain_bytes(p.kind, p.blocks)).sum();
             let mut records = Vec::with_capacity(pieces.len());
-            let mut data = buffers.take_for_stored(plain as usize);
+            let mut data = buffers.take(plain as usize);
             for piece in pieces {
                 let range = (piece.address, piece.blocks);
                 records.push(match piece.kind {
