@@ -50,6 +50,13 @@ fi
 
 step "documentation tests" cargo test --workspace --doc
 
+# They are a workspace of their own, so nothing else notices when they no longer compile.
+if command -v c++ >/dev/null; then
+    step "fuzz targets" cargo check --quiet --manifest-path fuzz/Cargo.toml --bins --examples
+else
+    skip "fuzz targets" "libFuzzer needs a C++ compiler"
+fi
+
 if [ -x scripts/demo.sh ]; then
     step "demo" make demo
 else

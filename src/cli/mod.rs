@@ -1,11 +1,14 @@
 //! Arguments and output of the sub-commands.
 
+mod cat;
 mod guard;
 mod image;
 mod ldev;
+mod nbd;
 mod options;
 mod progress;
 mod report;
+mod volume;
 mod wdiff;
 mod wlog;
 
@@ -42,6 +45,11 @@ enum Area {
     /// Disk images
     #[command(subcommand)]
     Image(image::Image),
+    /// Images as network block devices
+    #[command(subcommand)]
+    Nbd(nbd::Nbd),
+    /// Volumes that keep every write
+    Volume(volume::Volume),
 }
 
 impl Command {
@@ -52,6 +60,8 @@ impl Command {
             Area::Wdiff(command) => command.run(),
             Area::Ldev(command) => command.run(),
             Area::Image(command) => command.run(),
+            Area::Nbd(command) => command.run(),
+            Area::Volume(command) => command.run(),
         }
     }
 }

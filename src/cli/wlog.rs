@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use walkeep_store::image::{DiscardPolicy, ImageFile};
-use walkeep_store::ldev::LogDevice;
 use walkeep_store::output::Output;
 use walkeep_store::wlog::{ConvertOptions, LogFile, VerifyReport, convert, redo, verify};
 use walkeep_wire::PhysicalBlock;
@@ -65,19 +64,8 @@ pub enum Wlog {
         /// The wdiff; - is standard output
         out: PathBuf,
     },
-    /// Cut a wlog out of a log device
-    Cat {
-        /// The log device, or its image
-        ldev: PathBuf,
-        /// The wlog; - is standard output
-        out: PathBuf,
-        /// Begin with the pack of this lsid [default: the oldest]
-        #[arg(long, value_name = "LSID")]
-        begin: Option<u64>,
-        /// Take only packs that end at or before this lsid [default: all]
-        #[arg(long, value_name = "LSID")]
-        end: Option<u64>,
-    },
+    /// Cut a wlog out of a log device or a volume
+    Cat(super::cat::Cat),
     /// Make a wlog of random IOs, the same for the same seed
     Generate(Generate),
 }
@@ -159,29 +147,7 @@ impl Wlog {
                 return run_redo(&file, &image, discard, skip_checksum, &threads);
             }
             Self::ToWdiff { diff, file, out } => to_wdiff(&file, &out, &diff)?,
-            Self::Cat {
-                ldev,
-                out,
-                begin,
-                end,
-            } => {
-                refuse_same([ldev.as_path()], &out);
-                let device = LogDevice::open(&ldev);
-                let device = expect_kind(device.map_err(Into::into), &ldev, "log device")?;
-                let (range, time) =
-                    with_progress("cutting", |meter| device.cat(&out, begin, end, meter));
-                let (from, to) = range?;
-                let bytes = (to - from) * device.superblock().pbs().bytes() as u64;
-                let pace = pace(bytes, time);
-                say(
-                    Some(&out),
-                    &format!(
-                        "{}: lsid {from} to {to}, {} {pace}",
-                        out.display(),
-                        Bytes(bytes)
-                    ),
-                )?;
-            }
+            Self::Cat(arguments) => arguments.run()?,
             Self::Generate(options) => generate(&options)?,
         }
         Ok(Outcome::Sound)

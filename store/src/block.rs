@@ -4,6 +4,9 @@
 //! on any thread. Exports check nothing but their own protocol: range, alignment and permissions are
 //! the device's to refuse.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 /// Sizes and abilities of a device. They hold for the life of a connection: a client sees a new
@@ -109,4 +112,53 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// cheaper than its requests one by one: they share log packs and system calls. It may block
     /// while the device is out of memory for pending writes; that is the back-pressure of exports.
     fn submit(&self, batch: Vec<Request>);
+}
+
+/// Something that gathers outcomes and can send them.
+pub trait Gather: Send + Sync {
+    /// Sends what has gathered. It does not block.
+    fn release(self: Arc<Self>);
+}
+
+thread_local! {
+    /// Who gathers on this thread: `None` outside of [`together`].
+    static GATHERING: RefCell<Option<Vec<Arc<dyn Gather>>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`; outcomes that it reports by [`Done`] on this thread go to clients when it ends, in one
+/// system call for each connection. Devices that complete many requests at once call it around that.
+pub fn together<T>(f: impl FnOnce() -> T) -> T {
+    /// Releases also when `f` panics: other threads wait for what has gathered.
+    struct Release(bool);
+    impl Drop for Release {
+        fn drop(&mut self) {
+            if self.0 {
+                let gathered = GATHERING.take();
+                gathered.into_iter().flatten().for_each(Gather::release);
+            }
+        }
+    }
+    let outermost = GATHERING.with_borrow_mut(|gathering| {
+        let outermost = gathering.is_none();
+        gathering.get_or_insert_default();
+        outermost
+    });
+    let _release = Release(outermost);
+    f()
+}
+
+/// Leaves the sending of outcomes to the end of [`together`]; false where there is none, and the
+/// caller has to send.
+pub fn gather<G: Gather + 'static>(gatherer: &Arc<G>) -> bool {
+    GATHERING.with_borrow_mut(|gathering| {
+        let Some(all) = gathering else {
+            return false;
+        };
+        let known =
+            |other: &Arc<dyn Gather>| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(gatherer));
+        if !all.iter().any(known) {
+            all.push(Arc::clone(gatherer) as Arc<dyn Gather>);
+        }
+        true
+    })
 }

@@ -19,6 +19,9 @@ pub enum Error {
         #[source]
         error: std::io::Error,
     },
+    /// A server cannot listen at an address.
+    #[error("{0}: cannot listen")]
+    Listen(String, #[source] std::io::Error),
     /// The inputs do not fit together, or a value is outside its limits.
     #[error("{0}")]
     Refused(String),

@@ -15,7 +15,7 @@ use walkeep_wire::units::INVALID_LSID;
 use walkeep_wire::wdiff::{Kind, Tally};
 use walkeep_wire::wlog::FileHeader;
 use walkeep_wire::wlog::writer::Writer;
-use walkeep_wire::{Flaw, PhysicalBlock, Uuid};
+use walkeep_wire::{Flaw, LOGICAL_BLOCK, PhysicalBlock, Uuid};
 
 use crate::disk::{Disk, DiskFile, Mode, RealDisk};
 use crate::image::ImageFile;
@@ -24,6 +24,11 @@ use crate::{Error, Meter, Result};
 
 /// Log data is read in steps of this size.
 const STEP: usize = 1 << 20;
+/// Bytes of a live log between two looks at where its writer is.
+const CHUNK: usize = 4 << 20;
+
+/// A wlog being cut.
+type WlogWriter = Writer<BufWriter<Output>>;
 
 /// A log device open for reading, or for recovery.
 pub struct LogDevice {
@@ -62,6 +67,27 @@ pub struct RecoveryReport {
     pub outside: Tally,
 }
 
+/// The log of a volume that is being served, seen from outside: what may be read of it.
+pub trait LiveLog {
+    /// As of now.
+    fn window(&self) -> Result<Window>;
+}
+
+/// What a served log is at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Identity of the log, 32 hex digits.
+    pub uuid: String,
+    /// Oldest pack still needed.
+    pub oldest: u64,
+    /// Before it everything is durable; what follows may be torn, or vanish in a crash.
+    pub permanent: u64,
+    /// Where the next pack goes: the ring is overwritten up to one round before it.
+    pub latest: u64,
+    /// Packs that were still needed are lost.
+    pub overflow: bool,
+}
+
 /// Values of a new log device.
 #[derive(Clone, Copy, Debug)]
 pub struct FormatOptions<'a> {
@@ -89,8 +115,18 @@ pub fn format_on(disk: &dyn Disk, path: &Path, options: &FormatOptions<'_>) -> R
     let file = disk
         .open(path, Mode::Write)
         .map_err(fail("open for reading and writing"))?;
+    format_file(path, &*file, options)
+}
+
+/// As [`format`], for a file that is open and perhaps has no name yet; `path` is for errors.
+pub(crate) fn format_file(
+    path: &Path,
+    file: &dyn DiskFile,
+    options: &FormatOptions<'_>,
+) -> Result<Superblock> {
+    let fail = |action| move |e| Error::file(path, action, e);
     let size = file.size().map_err(fail("inspect"))?;
-    if !options.force && has_superblock(&*file).map_err(fail("inspect"))? {
+    if !options.force && has_superblock(file).map_err(fail("inspect"))? {
         return Err(Error::Refused(format!(
             "{}: offset {}: a log device stands there, and its log would be lost (--force formats \
              it anew)",
@@ -107,13 +143,13 @@ pub fn format_on(disk: &dyn Disk, path: &Path, options: &FormatOptions<'_>) -> R
     } = *options;
     let superblock = Superblock::format(uuid, salt, name, data_blocks, size, pbs)
         .map_err(|flaw| flaw.in_source(&path.display().to_string()))?;
-    check_device_block(path, &*file, pbs)?;
+    check_device_block(path, file, pbs)?;
     let bytes = superblock.encode();
     let write = || {
-        write_at(&*file, &bytes, primary_position())?;
-        write_at(&*file, &bytes, secondary_position(pbs))?;
+        write_at(file, &bytes, primary_position())?;
+        write_at(file, &bytes, secondary_position(pbs))?;
         // What stood there before must not be taken for the first pack.
-        write_at(&*file, &vec![0; pbs.bytes()], superblock.ring.position(0))?;
+        write_at(file, &vec![0; pbs.bytes()], superblock.ring.position(0))?;
         file.sync()
     };
     write().map_err(fail("format"))?;
@@ -122,6 +158,46 @@ pub fn format_on(disk: &dyn Disk, path: &Path, options: &FormatOptions<'_>) -> R
 
 fn write_at(file: &dyn DiskFile, bytes: &[u8], position: u64) -> std::io::Result<()> {
     file.write_at(&[IoSlice::new(bytes)], position)
+}
+
+/// Size of a data device \[lb\] and the physical block size that suits it and its log device: the
+/// greater one of block devices, else 4096 if the data has whole blocks of that size.
+pub fn common_geometry(log: &Path, data: &Path) -> Result<(u64, PhysicalBlock)> {
+    let inspect = |path: &Path| {
+        let look = || {
+            let file = RealDisk.open(path, Mode::Read)?;
+            Ok((file.size()?, file.physical_block()?))
+        };
+        look().map_err(|e| Error::file(path, "inspect", e))
+    };
+    let ((_, log_block), (bytes, data_block)) = (inspect(log)?, inspect(data)?);
+    let suits = if bytes.is_multiple_of(4096) {
+        4096
+    } else {
+        512
+    };
+    let block = log_block.max(data_block).unwrap_or(suits);
+    let name = data.display().to_string();
+    let pbs = PhysicalBlock::new(block, 0).map_err(|flaw| flaw.in_source(&name))?;
+    if bytes == 0 || !bytes.is_multiple_of(u64::from(block)) {
+        return Err(Error::Refused(format!(
+            "{name}: size: expected a multiple of the block size {block}, at least one block, \
+             found {bytes}"
+        )));
+    }
+    Ok((bytes / LOGICAL_BLOCK as u64, pbs))
+}
+
+/// Gives back all space of a log device, if it is a block device that can; a file stays as it is.
+pub fn discard_device(path: &Path) -> Result<()> {
+    let discard = || {
+        let file = RealDisk.open(path, Mode::Write)?;
+        match file.physical_block()? {
+            Some(_) => file.discard(0, file.size()?),
+            None => Ok(()),
+        }
+    };
+    discard().map_err(|e| Error::file(path, "discard", e))
 }
 
 /// True where a superblock stands, even one that is damaged: its log could still be saved.
@@ -135,7 +211,8 @@ fn has_superblock(file: &dyn DiskFile) -> std::io::Result<bool> {
     }
 }
 
-fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
+/// A random uuid and salt.
+pub(crate) fn fresh_identity() -> std::io::Result<(Uuid, u32)> {
     let mut bytes = [0; 20];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let (uuid, salt) = bytes.split_at(16);
@@ -339,14 +416,111 @@ impl LogDevice {
         meter: &Meter,
     ) -> Result<(u64, u64)> {
         self.check_overflow()?;
-        let begin = self.check_begin(begin)?;
+        let Superblock {
+            oldest_lsid,
+            written_lsid,
+            ..
+        } = self.superblock;
         let end = end.unwrap_or(INVALID_LSID);
-        if begin >= end {
+        let asked = begin.is_some();
+        let begin = begin.unwrap_or(oldest_lsid);
+        self.check_range(begin, end, oldest_lsid)?;
+        if asked {
+            self.check_begin(begin)?;
+        }
+        let mut writer = self.begin_wlog(output, begin, end)?;
+        let mut lsid = begin;
+        while let Some(next) = self.copy_pack(&mut writer, lsid, end, written_lsid, meter)? {
+            lsid = next;
+            if lsid - begin > self.superblock.ring.size() {
+                break;
+            }
+        }
+        finish_wlog(writer, output)?;
+        Ok((begin, lsid))
+    }
+
+    /// As [`Self::cat`], from a log that is written to meanwhile: only what is durable is taken, and
+    /// nothing that was overwritten while it was read.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the log overflowed before its packs were read, or was reset.
+    pub fn cat_live(
+        &self,
+        output: &Path,
+        begin: Option<u64>,
+        end: Option<u64>,
+        live: &dyn LiveLog,
+        meter: &Meter,
+    ) -> Result<(u64, u64)> {
+        let window = live.window()?;
+        let end = end.unwrap_or(INVALID_LSID);
+        let asked = begin.is_some();
+        let begin = begin.unwrap_or(window.oldest);
+        self.check_range(begin, end, window.oldest)?;
+        self.check_window(&window, begin)?;
+        if asked && begin != window.permanent {
+            self.check_begin(begin)?;
+        }
+        let limit = end.min(window.permanent);
+        let mut writer = self.begin_wlog(output, begin, end)?;
+        let mut lsid = begin;
+        while lsid < limit {
+            // A chunk is trusted when it stood there until after it was read. What was overwritten
+            // meanwhile may look like anything, so that is asked before errors are believed.
+            let chunk = self.copy_chunk(&mut writer, lsid, limit, meter);
+            self.check_window(&live.window()?, lsid)?;
+            match chunk? {
+                next if next == lsid => break,
+                next => lsid = next,
+            }
+        }
+        finish_wlog(writer, output)?;
+        Ok((begin, lsid))
+    }
+
+    /// Copies packs of a few MiB, all before `limit`. Returns the lsid that follows.
+    fn copy_chunk(
+        &self,
+        writer: &mut WlogWriter,
+        begin: u64,
+        limit: u64,
+        meter: &Meter,
+    ) -> Result<u64> {
+        let mut lsid = begin;
+        let blocks = (CHUNK / self.superblock.pbs().bytes()) as u64;
+        while lsid < limit && lsid - begin < blocks {
+            match self.copy_pack(writer, lsid, limit, limit, meter)? {
+                Some(next) => lsid = next,
+                None => break,
+            }
+        }
+        Ok(lsid)
+    }
+
+    /// The packs from `lsid` on are those of the log that was opened, and were not overwritten.
+    fn check_window(&self, window: &Window, lsid: u64) -> Result<()> {
+        let Superblock { ring, uuid, .. } = self.superblock;
+        let name = &self.name;
+        if window.uuid != uuid.to_string() {
             return Err(Error::Refused(format!(
-                "{}: end lsid: expected more than {begin}, where the log begins, found {end}",
-                self.name
+                "{name}: log: expected {uuid}, found {}: it was reset meanwhile; take a full or \
+                 hash backup",
+                window.uuid
             )));
         }
+        if window.overflow || ring.overflows(lsid, window.latest) {
+            return Err(Error::Refused(format!(
+                "{name}: the log overflowed: expected at most {} blocks between lsid {lsid} and \
+                 the latest lsid {}; only a reset of the log and a full or hash backup help",
+                ring.size(),
+                window.latest
+            )));
+        }
+        Ok(())
+    }
+
+    fn begin_wlog(&self, output: &Path, begin: u64, end: u64) -> Result<WlogWriter> {
         let Superblock {
             ring, salt, uuid, ..
         } = self.superblock;
@@ -359,38 +533,37 @@ impl LogDevice {
         };
         let label = output.display().to_string();
         let out = BufWriter::with_capacity(STEP, Output::create(output)?);
-        let mut writer = Writer::new(out, &label, header)?;
-        let mut lsid = begin;
-        loop {
-            let pack = match self.pack_at(lsid)? {
-                Ok(pack) if pack.next_lsid() > end => break,
-                Ok(pack) => pack,
-                Err(reason) => {
-                    self.check_end(lsid, end, &reason)?;
-                    break;
-                }
-            };
-            writer.begin_pack(&self.block_at(lsid)?.1)?;
-            for record in &pack.records {
-                let bad = self.read_record(record, |piece| Ok(writer.write_data(piece)?))?;
-                if let Some(found) = bad {
-                    let flaw = self.bad_data(record, found);
-                    return Err(flaw.in_source(&self.name).into());
-                }
+        Ok(Writer::new(out, &label, header)?)
+    }
+
+    /// Copies the pack at `lsid` with its data if it ends at or before `end`, and returns the lsid
+    /// that follows. A log that ends before `least` lost packs.
+    fn copy_pack(
+        &self,
+        writer: &mut WlogWriter,
+        lsid: u64,
+        end: u64,
+        least: u64,
+        meter: &Meter,
+    ) -> Result<Option<u64>> {
+        let pack = match self.pack_at(lsid)? {
+            Ok(pack) if pack.next_lsid() > end => return Ok(None),
+            Ok(pack) => pack,
+            Err(reason) => {
+                check_end_at(&self.name, lsid, least.min(end), &reason)?;
+                return Ok(None);
             }
-            meter.add(pack.pack_bytes(ring.pbs()));
-            lsid = pack.next_lsid();
-            if lsid - begin > ring.size() {
-                break;
+        };
+        writer.begin_pack(&self.block_at(lsid)?.1)?;
+        for record in &pack.records {
+            let bad = self.read_record(record, |piece| Ok(writer.write_data(piece)?))?;
+            if let Some(found) = bad {
+                let flaw = self.bad_data(record, found);
+                return Err(flaw.in_source(&self.name).into());
             }
         }
-        let mut out = writer.finish()?;
-        let path = output;
-        out.flush().map_err(|e| Error::file(path, "write", e))?;
-        out.into_inner()
-            .map_err(|e| Error::file(path, "write", e.into_error()))?
-            .commit()?;
-        Ok((begin, lsid))
+        meter.add(pack.pack_bytes(self.superblock.ring.pbs()));
+        Ok(Some(pack.next_lsid()))
     }
 
     /// Refuses an overflowed log: its oldest packs are overwritten.
@@ -414,14 +587,7 @@ impl LogDevice {
     /// less) lost packs.
     pub fn check_end(&self, lsid: u64, wanted: u64, reason: &str) -> Result<()> {
         let least = self.superblock.written_lsid.min(wanted);
-        if lsid >= least {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "{}: end of the log: expected at least the written lsid {least}, found lsid {lsid}: \
-             {reason}; packs are lost: take a full or hash backup",
-            self.name
-        )))
+        check_end_at(&self.name, lsid, least, reason)
     }
 
     fn bad_data(&self, record: &Record, found: u32) -> Flaw {
@@ -434,23 +600,28 @@ impl LogDevice {
         )
     }
 
-    fn check_begin(&self, begin: Option<u64>) -> Result<u64> {
-        let oldest = self.superblock.oldest_lsid;
-        let Some(begin) = begin else {
-            return Ok(oldest);
-        };
-        let refuse = |expected: String| {
-            let name = &self.name;
-            Err(Error::Refused(format!(
-                "{name}: begin lsid: expected {expected}, found {begin}"
-            )))
-        };
+    fn check_range(&self, begin: u64, end: u64, oldest: u64) -> Result<()> {
+        let name = &self.name;
         if begin < oldest {
-            return refuse(format!("at least the oldest lsid {oldest}"));
+            return Err(Error::Refused(format!(
+                "{name}: begin lsid: expected at least the oldest lsid {oldest}, found {begin}"
+            )));
         }
+        if begin >= end {
+            return Err(Error::Refused(format!(
+                "{name}: end lsid: expected more than {begin}, where the log begins, found {end}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_begin(&self, begin: u64) -> Result<()> {
         match self.pack_at(begin)? {
-            Ok(_) => Ok(begin),
-            Err(why) => refuse(format!("the lsid of a pack (there: {why})")),
+            Ok(_) => Ok(()),
+            Err(why) => Err(Error::Refused(format!(
+                "{}: begin lsid: expected the lsid of a pack (there: {why}), found {begin}",
+                self.name
+            ))),
         }
     }
 
@@ -539,6 +710,24 @@ impl LogDevice {
     }
 }
 
+fn check_end_at(name: &str, lsid: u64, least: u64, reason: &str) -> Result<()> {
+    if lsid >= least {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{name}: end of the log: expected at least the written lsid {least}, found lsid {lsid}: \
+         {reason}; packs are lost: take a full or hash backup"
+    )))
+}
+
+fn finish_wlog(writer: WlogWriter, path: &Path) -> Result<()> {
+    let mut out = writer.finish()?;
+    out.flush().map_err(|e| Error::file(path, "write", e))?;
+    out.into_inner()
+        .map_err(|e| Error::file(path, "write", e.into_error()))?
+        .commit()
+}
+
 /// The name as text, for listings.
 pub fn name_text(name: &Name) -> String {
     String::from_utf8_lossy(name.as_bytes()).into_owned()
@@ -557,6 +746,11 @@ mod tests {
     const IMAGE: &str = "image";
     const LOG_BYTES: usize = 1 << 20;
     const IMAGE_BLOCKS: u64 = 512;
+
+    /// Picks a record of a pack.
+    type Pick = fn(&[Record]) -> &Record;
+    /// The record with bad data, and whether the repair is the right one for that.
+    type End = (Option<Pick>, fn(&Repair) -> bool);
 
     /// Packs of which the last begins and ends with data and is not the first, if the seed has such.
     fn packs(seed: u64) -> Option<(FileHeader, Vec<GeneratedPack>)> {
@@ -586,7 +780,7 @@ mod tests {
 
     /// A log with those packs and an image that has none of them. `bad` picks the record of the
     /// last pack whose data is bad.
-    fn disk_with_log(seed: u64, bad: Option<fn(&[Record]) -> &Record>) -> SimDisk {
+    fn disk_with_log(seed: u64, bad: Option<Pick>) -> SimDisk {
         let (header, packs) = packs(seed).unwrap();
         let FileHeader {
             uuid, salt, pbs, ..
@@ -624,11 +818,13 @@ mod tests {
         log.recover(&image, &Meter::default())
     }
 
-    /// What a recovered disk has: the image, and where the log goes on.
-    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64) {
+    /// What a recovered disk has: the image, where the log goes on, and how it ends when it is read
+    /// from the beginning.
+    fn recovered(disk: &SimDisk) -> (Vec<u8>, u64, Outcome) {
         let log = LogDevice::open_on(disk, Path::new(LOG), Mode::Read).unwrap();
         let image = disk.contents(Path::new(IMAGE)).unwrap();
-        (image, log.superblock().written_lsid)
+        let end = log.find_end(0, &Meter::default()).unwrap();
+        (image, log.superblock().written_lsid, end.outcome)
     }
 
     /// Power cuts at every operation of a recovery, each in many ways, and again in the recovery
@@ -641,8 +837,8 @@ mod tests {
             let disk = base.kill();
             disk.cut_after(cut);
             let done = recover(&disk);
-            for way in 0..10 {
-                let mut random = Random::new(way);
+            for way in 0..20 {
+                let mut random = Random::new(seed << 32 | cut << 16 | way);
                 let after = disk.power_cut(&mut random);
                 if done.is_ok() {
                     assert!(recovered(&after) == expected, "seed {seed}: not durable");
@@ -671,7 +867,7 @@ mod tests {
     #[test]
     fn recovery_survives_power_cuts_at_every_operation() {
         for seed in (0..).filter(|seed| packs(*seed).is_some()).take(3) {
-            let ends: [(Option<fn(&[Record]) -> &Record>, fn(&Repair) -> bool); 3] = [
+            let ends: [End; 3] = [
                 (None, |repair| *repair == Repair::None),
                 (Some(|r| &r[r.len() - 1]), |repair| {
                     matches!(repair, Repair::Shrink(_))

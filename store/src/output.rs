@@ -122,6 +122,11 @@ impl Output {
         self.file()?.set_size(bytes)
     }
 
+    /// The file behind it; none for a device or stream.
+    pub(crate) fn disk_file(&self) -> Option<&dyn DiskFile> {
+        self.file().ok()
+    }
+
     fn file(&self) -> io::Result<&dyn DiskFile> {
         match &self.target {
             Target::File(temporary) => Ok(&*temporary.file),
@@ -144,6 +149,19 @@ impl Output {
         let done = match self.target {
             Target::File(temporary) => temporary.commit(&self.path),
             Target::Stream(stream) => sync_stream(&stream),
+        };
+        done.map_err(|e| Error::file(&self.path, "make complete and durable", e))
+    }
+
+    /// As [`Self::commit`], for a file that only its owner may read and that must not take the
+    /// place of another one.
+    ///
+    /// # Errors
+    /// Something has got the name meanwhile.
+    pub fn commit_new(self) -> Result<()> {
+        let done = match self.target {
+            Target::File(temporary) => temporary.commit_new(&self.path),
+            Target::Stream(_) => Err(io::ErrorKind::AlreadyExists.into()),
         };
         done.map_err(|e| Error::file(&self.path, "make complete and durable", e))
     }
@@ -293,6 +311,18 @@ impl Temporary {
     }
 }
 
+impl Temporary {
+    /// Takes nobody's place; the file is its owner's only.
+    fn commit_new(self, path: &Path) -> io::Result<()> {
+        if let Some(file) = self.file.descriptor() {
+            to_file(file)?.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        self.file.sync()?;
+        self.file.link(path)?;
+        self.disk.sync_dir(directory_of(path))
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
@@ -380,6 +410,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = Output::create(&dir.path().join("out")).unwrap();
         assert!(file.demand_room(u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn a_new_file_takes_nobody_s_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"mine").unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        assert!(output.commit_new().is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        std::fs::remove_file(&path).unwrap();
+        Output::create(&path).unwrap().commit_new().unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 mod ioctl {
     nix::ioctl_read_bad!(
@@ -97,4 +97,72 @@ fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
     // SAFETY: lseek64 takes no pointers.
     let found = unsafe { libc::lseek64(file.as_raw_fd(), offset, whence) };
     u64::try_from(found).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads up to `len` bytes at `offset` into new memory. `cached`: only what needs no waiting; where
+/// that cannot be told the error is "unsupported".
+pub(crate) fn read_at(file: &File, offset: u64, len: usize, cached: bool) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::<u8>::with_capacity(len);
+    let iov = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: len,
+    };
+    let offset = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let flags = if cached { libc::RWF_NOWAIT } else { 0 };
+    // SAFETY: the vector describes `len` bytes of writable memory that outlive the call.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &iov, 1, offset, flags) };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has written `read` bytes, which is at most the capacity.
+    unsafe { bytes.set_len(read) };
+    Ok(bytes)
+}
+
+/// Receives up to `wanted` bytes behind the end of `payload`, and what comes behind them into
+/// `more`. Returns how many bytes went into each; 0 and 0 is the end of the stream.
+///
+/// # Panics
+/// If `wanted` is more than the spare capacity of `payload`.
+pub(crate) fn receive(
+    socket: &impl AsFd,
+    payload: &mut Vec<u8>,
+    wanted: usize,
+    more: &mut [u8],
+) -> io::Result<(usize, usize)> {
+    let spare = &mut payload.spare_capacity_mut()[..wanted];
+    let iov = [
+        libc::iovec {
+            iov_base: spare.as_mut_ptr().cast(),
+            iov_len: wanted,
+        },
+        libc::iovec {
+            iov_base: more.as_mut_ptr().cast(),
+            iov_len: more.len(),
+        },
+    ];
+    // SAFETY: both vectors describe writable memory that outlives the call.
+    let received = unsafe { libc::readv(socket.as_fd().as_raw_fd(), iov.as_ptr(), 2) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    let first = received.min(wanted);
+    // SAFETY: the kernel has filled `first` bytes behind the old end, within the capacity.
+    unsafe { payload.set_len(payload.len() + first) };
+    Ok((first, received - first))
+}
+
+/// Sends the parts, or some of their bytes; at most 1024 parts. `wait`: until there is room for
+/// some.
+pub(crate) fn send(socket: &impl AsFd, parts: &[IoSlice<'_>], wait: bool) -> io::Result<usize> {
+    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: all zeros is a message without address, data and control.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
+    message.msg_iovlen = parts.len() as _;
+    // SAFETY: an IoSlice is laid out as an iovec; the kernel only reads through the message.
+    let sent = unsafe {
+        libc::sendmsg(
+            socket.as_fd().as_raw_fd(),
+            &message,
+            flags | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

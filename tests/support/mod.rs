@@ -26,9 +26,24 @@ impl Walkeep {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walkeep"));
-        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        self.program(env!("CARGO_BIN_EXE_walkeep"))
+    }
+
+    fn program(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command
+            .current_dir(self.dir.path())
+            .env("WALKEEP_HOME", self.path("home"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command line of `wdevc`.
+    pub fn wdevc(&self, line: &str) -> Output {
+        self.program(env!("CARGO_BIN_EXE_wdevc"))
+            .args(line.split_whitespace())
+            .output()
+            .unwrap()
     }
 
     /// Runs a command line, split at spaces.

@@ -20,6 +20,8 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -59,6 +61,11 @@ pub trait DiskFile: Debug + Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Fills `into`; the end of the file before that is an error.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Reads if that takes no waiting for the disk; `None` if it would, or is not known.
+    fn read_cached(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let _ = (offset, len);
+        None
+    }
     /// Writes all parts, one behind the other. After an error any part of it may have been written.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes all that was written before durable. After an error nothing is known of it.

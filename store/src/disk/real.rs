@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::sys::uio::pwritev;
@@ -169,6 +170,11 @@ impl DiskFile for RealFile {
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(into, offset)
+    }
+
+    fn read_cached(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let bytes = sys::read_at(&self.file, offset, len, true).ok()?;
+        (bytes.len() == len).then(|| bytes.into())
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

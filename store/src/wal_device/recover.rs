@@ -118,10 +118,11 @@ pub fn recover(log: Named<'_>, data: Named<'_>, known: &Known) -> Result<Recover
     let found = ring.walk(from, INVALID_LSID, Visit::Harden)?;
     let end = found.outcome.written_lsid;
     ring.check_is_tail(end, known.window)?;
+    // The repair comes first: were it torn after its pack is on the data, the log would lack that.
+    ring.repair(&found.outcome)?;
     log.sync()?;
     ring.walk(from, end, Visit::Apply(data))?;
     data.sync()?;
-    ring.repair(&found.outcome)?;
     superblock.written_lsid = end;
     write_superblock(log, &superblock)?;
     let ring = Ring {
@@ -344,8 +345,7 @@ impl Ring<'_> {
             Repair::EndBlock => end_block(pbs, salt),
         };
         let position = self.superblock.ring.position(outcome.lsid);
-        self.log.write(&block, position)?;
-        self.log.sync()
+        self.log.write(&block, position)
     }
 
     /// A log is never further ahead of what is durable than the window. A pack that far behind the
@@ -354,8 +354,9 @@ impl Ring<'_> {
         let ring = self.superblock.ring.size();
         // No pack is longer: one that reaches there begins after the window or ends within this.
         let longest = (1 << 20) / self.superblock.pbs().bytes() as u64;
-        let last = (end + window + longest).min(end + ring);
-        for lsid in end + window + 1..last {
+        let first = end.saturating_add(window).saturating_add(1);
+        let last = first.saturating_add(longest).min(end + ring);
+        for lsid in first..last {
             if self.pack_at(lsid)?.is_ok() {
                 return Err(Error::Refused(format!(
                     "{}: the log is corrupt at lsid {end} (byte {}): it goes on at lsid {lsid}, \

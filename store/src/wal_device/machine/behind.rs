@@ -287,7 +287,7 @@ impl Machine {
             let drained = self.drains.iter().any(|drain| drain.upto <= written);
             let half = self.wants_room() && written - before > (self.latest - before) / 2;
             if due || drained || half || self.blocked == Some(Blocked::Window) {
-                return self.begin_checkpoint(written, out);
+                self.begin_checkpoint(written, out);
             }
         } else if due || self.closed {
             self.behind.last_checkpoint = now;
@@ -442,12 +442,14 @@ mod planted {
             if !self.planted(Mutation::DataBeforePermanent) {
                 return;
             }
-            let records: Vec<_> = (self.groups.iter_mut())
-                .flat_map(|group| std::mem::take(&mut group.records))
+            let early = self.early;
+            let records: Vec<_> = (self.groups.iter())
+                .flat_map(|group| group.records.iter())
+                .filter(|(_, piece)| piece.seq > early)
+                .cloned()
                 .collect();
             for (start, piece) in records {
-                let seq = piece.seq;
-                self.fresh.carve(start, piece.end, |other| other.seq != seq);
+                self.early = piece.seq;
                 self.make_ripe(start, piece, 0);
             }
         }

@@ -59,6 +59,7 @@ pub(super) struct Group {
     /// Records in log order, by first block.
     pub(super) records: Vec<(u64, Piece)>,
     cost: u64,
+    packs: u64,
 }
 
 /// A sync of the log that is under way.
@@ -171,7 +172,7 @@ impl Machine {
 
     /// Gives lsids to what waits, group by group, as far as the rules allow.
     pub(super) fn allocate(&mut self, now: u64, out: &mut Vec<Effect>) {
-        self.blocked = None;
+        let before = self.blocked.take();
         let stopped = self.frozen.is_some() || self.log_failed.is_some() || self.closed;
         while !stopped
             && !self.waiting.is_empty()
@@ -182,6 +183,8 @@ impl Machine {
                 self.start_group(group, out);
             }
         }
+        let waits = self.blocked == Some(Blocked::Window) && before != self.blocked;
+        self.counters.window_waits += u64::from(waits);
         self.unblock(out);
     }
 
@@ -409,6 +412,7 @@ impl Machine {
             writes: runs.runs,
             records,
             cost,
+            packs: headers.len() as u64,
         })
     }
 
@@ -416,6 +420,7 @@ impl Machine {
     fn start_group(&mut self, group: Group, out: &mut Vec<Effect>) {
         let ring = self.superblock.ring.size();
         self.counters.log_groups += 1;
+        self.counters.log_packs += group.packs;
         self.counters.ring_wraps += u64::from(group.begin / ring != group.end / ring);
         self.latest = group.end;
         for (start, piece) in &group.records {

@@ -26,8 +26,9 @@ use bytes::Bytes;
 use walkeep_wire::ldev::Superblock;
 use walkeep_wire::{LOGICAL_BLOCK, PhysicalBlock};
 
-use super::control::{Condition, Counters, Histogram, Positions, Refused};
+use super::control::{Condition, Counters, Histogram, Positions, Refused, Status};
 use super::layer::{Layer, Ranges};
+use super::state::State;
 use crate::block::{Op, Refusal, Reply};
 use crate::disk::engine::FileOp;
 
@@ -242,6 +243,8 @@ pub struct Machine {
     mutation: Option<sim::Mutation>,
     #[cfg(test)]
     acked_by: [u64; 2],
+    #[cfg(test)]
+    early: u64,
 }
 
 impl Machine {
@@ -293,6 +296,8 @@ impl Machine {
             mutation: None,
             #[cfg(test)]
             acked_by: [0; 2],
+            #[cfg(test)]
+            early: 0,
         }
     }
 
@@ -460,16 +465,31 @@ impl Machine {
         self.window
     }
 
-    /// Totals and latencies (flushes, writes).
-    pub const fn figures(&self) -> (&Counters, &Histogram, &Histogram) {
-        (&self.counters, &self.flush_latency, &self.write_latency)
-    }
-
-    /// Bytes and pieces that are not on the data yet.
-    pub fn pending(&self) -> (u64, u64) {
+    /// Everything a volume tells of itself.
+    pub fn status(&self, state: &State, now: u64) -> Status {
+        let (condition, cause) = self.condition();
         let records = self.groups.iter().map(|g| g.records.len()).sum::<usize>();
-        let cost = self.ripe.cost() + self.flying.cost() + self.groups_cost;
-        (cost, (self.ripe.len() + self.flying.len() + records) as u64)
+        let interval = self.behind.interval.unwrap_or(self.limits.checkpoint_age);
+        Status {
+            uuid: self.superblock.uuid.to_string(),
+            salt: self.superblock.salt,
+            block_size: self.pbs().bytes() as u32,
+            size: self.size(),
+            ring_blocks: self.superblock.ring.size(),
+            positions: self.positions(),
+            overflow: self.overflow.is_some(),
+            overflow_mark: state.overflow.map(|mark| (mark.lsid, mark.time)),
+            condition,
+            cause,
+            hint: condition.hint().to_owned(),
+            pending_bytes: self.ripe.cost() + self.flying.cost() + self.groups_cost,
+            pending_pieces: (self.ripe.len() + self.flying.len() + records) as u64,
+            checkpoint_interval_ms: interval / 1000,
+            checkpoint_age_ms: now.saturating_sub(self.behind.last_checkpoint) / 1000,
+            counters: self.counters,
+            flush_latency: self.flush_latency.clone(),
+            write_latency: self.write_latency.clone(),
+        }
     }
 
     const fn pbs(&self) -> PhysicalBlock {

@@ -231,6 +231,18 @@ impl DiskFile for Disk {
         self.punch(offset, bytes)
     }
 
+    fn link(&self, _: &std::path::Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.punch(offset, bytes)
+    }
+
+    fn physical_block(&self) -> io::Result<Option<u32>> {
+        Ok(None)
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         Ok(Some(offset))
     }
@@ -490,15 +502,18 @@ impl World {
                 self.data.cut_after(Some(self.rng.below(40)));
             }
             let known = Known {
-                window: match self.mutation {
-                    Some(Mutation::NoTailClearing) => 0,
-                    _ => self.window,
-                },
+                window: self.window,
                 overflow: self.mark,
                 clean: self.clean,
             };
+            let before = self.log.bytes();
             match recover(named(&self.log), named(&self.data), &known) {
-                Ok(recovered) => break recovered,
+                Ok(recovered) => {
+                    if self.mutation == Some(Mutation::NoTailClearing) {
+                        self.undo_clearing(&recovered, &before);
+                    }
+                    break recovered;
+                }
                 Err(error) if self.log.0.lock().left.is_some() => {
                     let text = error.to_string();
                     ensure!(text.contains("cannot"), "recovery failed: {text}");
@@ -519,6 +534,19 @@ impl World {
         self.check_recovered(&recovered)?;
         self.begin(recovered);
         Ok(())
+    }
+
+    /// Puts back what W7 cleared.
+    fn undo_clearing(&self, recovered: &Recovered, before: &[u8]) {
+        let Superblock {
+            ring, written_lsid, ..
+        } = recovered.superblock;
+        for run in ring.runs(written_lsid, recovered.cleared) {
+            let at = run.position as usize;
+            self.log
+                .put(run.position, &before[at..at + run.bytes as usize]);
+        }
+        self.log.sync_end(u64::MAX);
     }
 
     fn begin(&mut self, recovered: Recovered) {
