@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    walkeep_store::share_heaps();
     match cli::Command::parse().run() {
         Ok(cli::Outcome::Sound) => ExitCode::SUCCESS,
         Ok(cli::Outcome::Incomplete) => ExitCode::FAILURE,
