@@ -36,18 +36,22 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
     Ok(volume)
 }
 
-/// A volume under its export's name.
-pub type Export = (String, Arc<Volume>);
+/// What NBD clients find: a volume under its name.
+pub struct Export {
+    pub name: String,
+    pub volume: Arc<Volume>,
+    pub read_only: bool,
+}
 
 /// Serves exports at an address; returns the server and where it really listens.
 pub fn listen(address: &NbdAddress, exports: &[Export]) -> Result<(Server, Address)> {
     let server = Server::new(ClientLimits::default());
-    for (name, volume) in exports {
+    for export in exports {
         let options = ExportOptions {
-            description: format!("Walkeep volume {name}"),
-            read_only: false,
+            description: format!("Walkeep volume {}", export.name),
+            read_only: export.read_only,
         };
-        server.add(name, volume.clone(), options)?;
+        server.add(&export.name, export.volume.clone(), options)?;
     }
     let address: Address = address.to_string().parse().map_err(anyhow::Error::msg)?;
     let bound = server.listen(&address)?;

@@ -132,7 +132,11 @@ impl Serve {
     fn listen_all(&self, served: &[Served]) -> Result<Vec<Server>> {
         let mut exports: BTreeMap<NbdAddress, Vec<Export>> = BTreeMap::new();
         for volume in served {
-            let export = (volume.entry.name().to_string(), volume.device.clone());
+            let export = Export {
+                name: volume.entry.name().to_string(),
+                volume: volume.device.clone(),
+                read_only: volume.entry.config.read_only,
+            };
             let address = self.address(&volume.entry);
             exports.entry(address).or_default().push(export);
         }
@@ -140,7 +144,7 @@ impl Serve {
         for (address, exports) in &exports {
             let (server, bound) = listen(address, exports)?;
             listeners.push(server);
-            for (name, _) in exports {
+            for Export { name, .. } in exports {
                 say(None, &format!("{name}: served at {}", bound.uri(name)))?;
             }
         }
