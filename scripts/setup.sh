@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # program:package
-needed=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs)
+needed=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs nbdinfo:libnbd-bin qemu-img:qemu-utils fio:fio)
 
 missing=()
 for entry in "${needed[@]}"; do
