@@ -95,7 +95,7 @@ fn a_volume_for_reading_only_refuses_writes() {
         return;
     }
     let walkeep = Walkeep::new();
-    walkeep.ok("volume create db --data d --log l --size 8M --log-size 8M --read-only");
+    walkeep.ok("volume create db --data d --log l --size 8M --log-size 16M --read-only");
     let served = Served::start(&walkeep, "db", 1);
     let info = tool("nbdinfo", &[served.uri("db")]);
     assert!(info.contains("is_read_only: true"), "{info}");
@@ -267,9 +267,10 @@ fn fio_verifies_what_it_wrote() {
         "--rw=randwrite --size=24m --bs=512 --io_size=4m --iodepth=16 --fsync=32",
         "--rw=randwrite --size=32m --bs=4096 --iodepth=32 --fsync=64",
         "--rw=randwrite --size=32m --bsrange=512-128k --blockalign=512 --iodepth=32 --fsync=64",
-        // Each block is trimmed or written, and read again as what it is then.
-        "--rw=randwrite --size=32m --bs=4096 --iodepth=8 --trim_percentage=40 --trim_backlog=64 \
-         --trim_verify_zero=1 --verify_backlog=128",
+        // Each block is trimmed before it is written, which other jobs do beside it.
+        "--rw=randtrimwrite --numjobs=2 --size=16m --offset_increment=16m --bs=4096 --iodepth=8 \
+         --fsync=64",
+        "--rw=randtrimwrite --size=8m --bs=512 --io_size=2m --iodepth=8 --verify_backlog=64",
         "--rw=randwrite --numjobs=4 --size=16m --offset_increment=16m --bs=4096 --iodepth=8 \
          --fsync=16",
         "--rw=write --size=128m --bs=32m --iodepth=4 --fsync=2",
@@ -300,7 +301,9 @@ impl Attached {
         for dir in [&fuse, &mount] {
             std::fs::create_dir_all(dir).unwrap();
         }
+        // One request at a time: version 1.14 miscounts those that overlap, and dies of it.
         let nbdfuse = Command::new("nbdfuse")
+            .arg("-s")
             .args([&fuse, Path::new(uri)])
             .stdin(Stdio::null())
             .spawn()
@@ -372,8 +375,6 @@ fn work(attached: &Attached, walkeep: &Walkeep) {
     }
     let gone = attached.mount.join("gone");
     std::fs::write(&gone, vec![0x5a; 48 << 20]).unwrap();
-    let file = std::fs::File::open(&gone).unwrap();
-    file.sync_all().unwrap();
     if have(&["fio"]) {
         let options = "--name=base --rw=randwrite --size=16m --bs=8k --fsync=8 --verify=crc32c";
         let mut arguments: Vec<_> = options.split_whitespace().collect();
@@ -388,13 +389,15 @@ fn work(attached: &Attached, walkeep: &Walkeep) {
     };
     let before = allocated();
     std::fs::remove_file(&gone).unwrap();
-    tool("sync", &["-f", mount]);
-    tool("fstrim", &[mount]);
-    let after = allocated();
-    assert!(
-        after + 40 * MIB < before,
-        "fstrim gave back too little: {before} bytes before, {after} after"
-    );
+    // xfs frees what was deleted in its own time.
+    wait_until("fstrim to give 40 MiB back", || {
+        tool("sync", &["-f", mount]);
+        tool("fstrim", &[mount]);
+        match allocated() {
+            after if after + 40 * MIB < before => Ok(()),
+            after => Err(format!("{before} bytes before, {after} after")),
+        }
+    });
 }
 
 /// A file system on a volume: made, used, checked, and found again behind another server.
