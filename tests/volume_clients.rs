@@ -9,7 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use support::{Served, Walkeep, have, may_mount, sha256, tool, wait_until};
+use support::{
+    Served, Walkeep, fio, have, have_fio, image, may_mount, qemu_io, sha256, tool, wait_until,
+};
 
 const MIB: u64 = 1 << 20;
 /// Types of block status: what is allocated, and a hole that reads as zeros.
@@ -23,30 +25,6 @@ fn served(size: &str, log_size: &str) -> (Walkeep, Served) {
     ));
     let served = Served::start(&walkeep, "db", 1);
     (walkeep, served)
-}
-
-/// An image with data, a hole, and zeros that are no hole.
-fn image(path: &Path, size: u64) {
-    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut data = vec![0u8; size as usize / 4];
-    for word in data.chunks_exact_mut(8) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        word.copy_from_slice(&x.to_le_bytes());
-    }
-    data.extend(vec![0; MIB as usize]);
-    std::fs::write(path, data).unwrap();
-    let file = std::fs::File::options().write(true).open(path).unwrap();
-    file.set_len(size).unwrap();
-}
-
-fn qemu_io(uri: &str, commands: &[&str]) {
-    let mut arguments = vec!["-f", "raw"];
-    commands.iter().for_each(|c| arguments.extend(["-c", c]));
-    arguments.push(uri);
-    let said = tool("qemu-io", &arguments);
-    assert!(!said.contains("ailed"), "{said}");
 }
 
 /// Block status of a whole export: offset, length and type of each extent.
@@ -228,32 +206,6 @@ fn qemu_converts_compares_and_writes() {
     ];
     qemu_io(uri, &commands);
     served.stop();
-}
-
-/// Runs jobs of fio's NBD engine, in a directory for its state files.
-fn fio(walkeep: &Walkeep, uri: &str, options: &str) {
-    let output = Command::new("fio")
-        .current_dir(walkeep.path(""))
-        .args(["--name=v", "--ioengine=nbd", "--verify=crc32c"])
-        .args(["--verify_fatal=1", &format!("--uri={uri}")])
-        .args(options.split_whitespace())
-        .output()
-        .unwrap();
-    let said = support::text(&output);
-    assert!(output.status.success(), "fio {options}: {said}");
-}
-
-fn have_fio() -> bool {
-    if !have(&["fio"]) {
-        return false;
-    }
-    let has_engine = tool("fio", &["--enghelp"])
-        .lines()
-        .any(|line| line.trim() == "nbd");
-    if !has_engine {
-        println!("skipped: this fio has no nbd engine");
-    }
-    has_engine
 }
 
 #[test]

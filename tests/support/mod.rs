@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use sha2::{Digest, Sha256};
 
-pub use clients::{have, may_mount, tool};
+pub use clients::{fio, fio_command, have, have_fio, image, may_mount, qemu_io, tool};
 pub use served::{Served, wait_until};
 
 /// The `walkeep` under test, in a directory.
