@@ -171,7 +171,7 @@ impl Machine {
 
     /// Gives lsids to what waits, group by group, as far as the rules allow.
     pub(super) fn allocate(&mut self, now: u64, out: &mut Vec<Effect>) {
-        self.blocked = None;
+        let before = self.blocked.take();
         let stopped = self.frozen.is_some() || self.log_failed.is_some() || self.closed;
         while !stopped
             && !self.waiting.is_empty()
@@ -182,6 +182,8 @@ impl Machine {
                 self.start_group(group, out);
             }
         }
+        let waits = self.blocked == Some(Blocked::Window) && before != self.blocked;
+        self.counters.window_waits += u64::from(waits);
         self.unblock(out);
     }
 
