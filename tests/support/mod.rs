@@ -3,6 +3,13 @@
 #![allow(dead_code)] // each test binary uses its own part
 #![allow(clippy::unwrap_used)] // a test ends where it cannot go on
 
+pub mod blocks;
+#[path = "../../store/tests/support/client.rs"]
+pub mod client;
+#[path = "../../store/tests/support/history.rs"]
+pub mod history;
+pub mod live;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
