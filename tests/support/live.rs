@@ -11,8 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use walkeep_store::nbd::Address;
 use walkeep_store::nbd::proto::{SIMPLE_REPLY_MAGIC, command};
-use walkeep_store::volume::{ControlClient, Entry, Home, NbdAddress};
+use walkeep_store::volume::{ControlClient, Entry, Home};
 use walkeep_wire::logpack::RecordKind;
 use walkeep_wire::random::Random;
 use walkeep_wire::wlog::{Reader, Step};
@@ -68,7 +69,7 @@ impl Live {
 
     pub fn socket(&self) -> PathBuf {
         match self.entry().nbd_address() {
-            NbdAddress::Unix(path) => path,
+            Address::Unix(path) => path,
             other => panic!("{other}"),
         }
     }
