@@ -162,12 +162,14 @@ impl Volume {
             }
             let answers = work.answers;
             together(|| answers.into_iter().for_each(|(done, result)| done(result)));
+            let synced = finished.iter().any(|(.., op)| matches!(op, FileOp::Sync));
             let inline = finished.into_iter();
             let events: Vec<_> = inline.filter_map(|io| self.carry_out(io)).collect();
             if events.is_empty() {
                 return;
             }
-            alone = alone && events.len() == 1;
+            // One write and one sync for its own client: what others wait for is not its work.
+            alone = alone && !synced;
             work = self.turn(|core, now, out| {
                 for (id, result) in events {
                     core.machine.on(Event::Finished { id, result }, now, out);

@@ -59,7 +59,6 @@ pub(super) struct Group {
     /// Records in log order, by first block.
     pub(super) records: Vec<(u64, Piece)>,
     cost: u64,
-    packs: u64,
 }
 
 /// A sync of the log that is under way.
@@ -413,7 +412,6 @@ impl Machine {
             writes: runs.runs,
             records,
             cost,
-            packs: headers.len() as u64,
         })
     }
 
@@ -421,7 +419,6 @@ impl Machine {
     fn start_group(&mut self, group: Group, out: &mut Vec<Effect>) {
         let ring = self.superblock.ring.size();
         self.counters.log_groups += 1;
-        self.counters.log_packs += group.packs;
         self.counters.ring_wraps += u64::from(group.begin / ring != group.end / ring);
         self.latest = group.end;
         for (start, piece) in &group.records {
