@@ -1,13 +1,25 @@
 //! Runs the public binary as a user would.
 
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, unused_imports)] // each test binary uses its own part
 #![allow(clippy::unwrap_used)] // a test ends where it cannot go on
+
+pub mod blocks;
+#[path = "../../store/tests/support/client.rs"]
+pub mod client;
+mod clients;
+#[path = "../../store/tests/support/history.rs"]
+pub mod history;
+pub mod live;
+mod served;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use sha2::{Digest, Sha256};
+
+pub use clients::{fio, fio_command, have, have_fio, image, may_mount, qemu_io, tool};
+pub use served::{Served, wait_until};
 
 /// The `walkeep` under test, in a directory.
 pub struct Walkeep {

@@ -41,7 +41,7 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
     Ok(volume)
 }
 
-/// A volume under its export's name.
+/// What NBD clients find: a volume under its name.
 pub struct Export {
     pub name: String,
     pub volume: Arc<Volume>,

@@ -130,12 +130,7 @@ mod tests {
 
     #[test]
     fn addresses_print_as_they_parse() {
-        for text in [
-            "unix:/run/a b.sock",
-            "unix:x",
-            "tcp:localhost:10809",
-            "tcp:[::1]:0",
-        ] {
+        for text in ["unix:/run/a b.sock", "tcp:localhost:10809", "tcp:[::1]:0"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         for bad in [

@@ -211,7 +211,7 @@ mod tests {
             ("/a/log", "log", "log: expected an absolute path, found log"),
             ("4096", "1000", "block_size: expected 512, 1024, 2048 or"),
             ("4096", "-1", "block_size"),
-            ("tcp:", "udp:", "NBD address: expected unix:PATH"),
+            ("tcp:", "udp:", "expected unix:PATH"),
         ] {
             std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
             let error = VolumeConfig::load(&path, &config().name).unwrap_err();

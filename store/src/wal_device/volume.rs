@@ -72,7 +72,7 @@ struct Core {
 /// Who carries effects out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caller {
-    /// A thread that may block; it brought one request, or more.
+    /// A thread that may block. `alone`: it brought one request, which waits for a sync.
     Client { alone: bool },
     /// A thread that others wait for.
     Engine,
@@ -439,7 +439,7 @@ impl BlockDevice for Volume {
     }
 
     fn submit(&self, batch: Vec<Request>) {
-        let alone = batch.len() == 1;
+        let alone = batch.len() == 1 && batch.iter().all(|request| waits_for_a_sync(&request.op));
         self.drive(Caller::Client { alone }, |core, now, out| {
             for Request { op, done } in batch {
                 let ticket = core.ticket();
@@ -521,6 +521,14 @@ fn is_inline(target: Target, op: &FileOp, caller: Caller, alone: bool) -> bool {
         (Target::Log, FileOp::Sync) => alone,
         (Target::Data, FileOp::Read { len, .. }) => *len <= SMALL_READ,
         _ => false,
+    }
+}
+
+const fn waits_for_a_sync(op: &Op) -> bool {
+    match op {
+        Op::Flush => true,
+        Op::Write { fua, .. } | Op::Trim { fua, .. } | Op::Zero { fua, .. } => *fua,
+        Op::Read { .. } | Op::Extents { .. } => false,
     }
 }
 

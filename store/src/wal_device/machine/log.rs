@@ -249,6 +249,7 @@ impl Machine {
             acks.extend(self.finish_request());
         }
         headers.extend(builder.finish());
+        self.counters.log_packs += headers.len() as u64;
         let group = self.lay_out(begin, &headers, records)?;
         self.acks.extend(acks.into_iter().map(|ack| Ack {
             end: group.end,
