@@ -8,6 +8,7 @@ use walkeep_store::nbd::Address;
 use walkeep_store::volume::{Created, Home, Options, Plan, PlannedFile, VolumeName, plan_create};
 use walkeep_wire::PhysicalBlock;
 
+use super::OVERFLOW_HINT;
 use crate::cli::guard::usage;
 use crate::cli::options::{Size, block_size};
 use crate::cli::progress::with_progress;
@@ -91,10 +92,9 @@ fn created_text(created: &Created) -> String {
             Bytes(file.bytes())
         )
     };
-    let overflow = if superblock.is_overflowed() {
-        "\n  the log overflowed: take a full or hash backup, then reset it (walkeep volume reset)"
-    } else {
-        ""
+    let overflow = match superblock.is_overflowed() {
+        true => format!("\n  the log overflowed: {OVERFLOW_HINT}"),
+        false => String::new(),
     };
     format!(
         "{}: volume of {}, blocks of {} bytes, log {}{}{}{overflow}",

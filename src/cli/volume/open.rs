@@ -8,6 +8,7 @@ use walkeep_store::nbd::{Address, ExportOptions, Limits as ClientLimits, Server}
 use walkeep_store::volume::{Entry, Options};
 use walkeep_store::wal_device::{Host, Limits, Paths, Volume};
 
+use super::OVERFLOW_HINT;
 use crate::cli::report::{Bytes, say};
 
 /// Opens the WAL device of a volume whose lock this process holds, and tells what recovery did.
@@ -32,6 +33,10 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
                 recovered.superblock.written_lsid
             ),
         )?;
+    }
+    if let Some(lsid) = recovered.overflow {
+        let name = entry.name();
+        eprintln!("walkeep: {name}: the log overflowed at lsid {lsid}: {OVERFLOW_HINT}");
     }
     Ok(volume)
 }
