@@ -101,13 +101,21 @@ def nbdkit(work):
                   f"nbd+unix:///?socket={socket}")
 
 
-def measure(server, options, kind):
+def written(path):
+    """Bytes that the disk under a path was given to write, by everybody."""
+    device = os.stat(path).st_dev
+    stat = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
+    return int(open(stat).read().split()[6]) * 512
+
+
+def measure(server, options, kind, work):
     rows = []
     for _ in range(RUNS):
         os.sync()
-        before = server.cpu()
+        cpu, disk = server.cpu(), written(work)
         iops, bandwidth, total = fio(["--ioengine=nbd", f"--uri={server.uri}"], options, kind)
-        rows.append((iops, bandwidth, (server.cpu() - before) / max(total, 1) * 1e6))
+        rows.append((iops, bandwidth, (server.cpu() - cpu) / max(total, 1) * 1e6,
+                     (written(work) - disk) / 1e6 / SECONDS))
     return [statistics.median(column) for column in zip(*rows)], [row[0] for row in rows]
 
 
@@ -129,17 +137,19 @@ def main():
         servers = [walkeep(work), nbdkit(work)]
         for server in servers:
             fill(server)
-        print("| load | walkeep | nbdkit file | ratio | walkeep CPU µs/IO | nbdkit CPU µs/IO | runs |")
+        print("| load | walkeep | nbdkit file | ratio | CPU µs/IO | to disk MB/s | runs |")
         print("|---|---:|---:|---:|---:|---:|---|")
         for name, options, kind in loads:
-            (own, rate, cpu), all_own = measure(servers[0], options, kind)
-            (other, other_rate, other_cpu), all_other = measure(servers[1], options, kind)
+            (own, rate, cpu, disk), all_own = measure(servers[0], options, kind, work)
+            (other, other_rate, other_cpu, other_disk), all_other = measure(
+                servers[1], options, kind, work)
             big = "256k" in name
             show = (lambda a, b: f"{b:.0f} MB/s") if big else (lambda a, b: f"{a:.0f}/s")
             spread = " ".join(f"{x:.0f}" for x in all_own) + " / " + \
                 " ".join(f"{x:.0f}" for x in all_other)
             print(f"| {name} | {show(own, rate)} | {show(other, other_rate)} | "
-                  f"{own / other:.2f} | {cpu:.1f} | {other_cpu:.1f} | {spread} |", flush=True)
+                  f"{own / other:.2f} | {cpu:.0f} / {other_cpu:.0f} | {disk:.0f} / {other_disk:.0f} | "
+                  f"{spread} |", flush=True)
         print(f"\nPeak resident memory: walkeep {servers[0].peak():.0f} MiB, "
               f"nbdkit {servers[1].peak():.0f} MiB.")
     finally:
