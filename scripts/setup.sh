@@ -4,7 +4,8 @@
 set -euo pipefail
 
 # program:package
-needed=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs nbdinfo:libnbd-bin qemu-img:qemu-utils fio:fio)
+needed=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs mkfs.xfs:xfsprogs losetup:mount fusermount3:fuse3
+    nbdinfo:libnbd-bin qemu-img:qemu-utils fio:fio)
 
 missing=()
 for entry in "${needed[@]}"; do
