@@ -4,7 +4,7 @@
 #
 # --long: all tests in guests, on both lanes, and not only those of a volume on lane U (3 minutes).
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 case ${1-} in
     '') guest_tests=(scripts/guest/tests/volume-*.sh) ;;
     --long) guest_tests=() ;;

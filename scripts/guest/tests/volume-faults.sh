@@ -18,7 +18,7 @@ log_is() { "$1_table" "$log_disk" "${@:2}" | dm_switch log; }
 data_is() { "$1_table" "$data_disk" "${@:2}" | dm_switch data; }
 
 serve() {
-    "$walkeep" volume serve $name >"$work/served" 2>"$work/error" &
+    "$walkeep" volume serve "$name" >"$work/served" 2>"$work/error" &
     pid=$!
     wait_for 30 is_served || { cat "$work/error"; fail "$name is not served"; }
     uri=$(sed -n 's/.*: served at //p' "$work/served")
@@ -27,7 +27,7 @@ is_served() { grep -q ': served at ' "$work/served"; }
 
 # serve_refused TEXT: the server does not come up, and says why.
 serve_refused() {
-    if "$walkeep" volume serve $name >"$work/served" 2>"$work/error"; then fail "$name is served"; fi
+    if "$walkeep" volume serve "$name" >"$work/served" 2>"$work/error"; then fail "$name is served"; fi
     grep -q "$1" "$work/error" || { cat "$work/error"; fail "expected the error to say: $1"; }
     sed 's/^/   /' "$work/error"
 }
@@ -47,7 +47,7 @@ client() { /usr/bin/python3 "$client" "$uri" "$work/state.$name" "$@" | sed 's/^
 
 # is_in CONDITIONS: notes the status, from which field reads.
 is_in() {
-    "$walkeep" volume status --json $name >"$work/status"
+    "$walkeep" volume status --json "$name" >"$work/status"
     [[ $(field condition) =~ ^($1)$ ]]
 }
 field() { sed -n "s/^ *\"$1\": \"\(.*\)\",*\$/\1/p" "$work/status"; }
@@ -63,19 +63,19 @@ recovers() {
     expect serving ""
     client verify
     client write ok
-    "$walkeep" volume checkpoint $name
+    "$walkeep" volume checkpoint "$name"
     forget_caches
     client verify
 }
 
-# Reads come from the device again, and not from memory.
-forget_caches() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+# Reads come from the data's device again, and not from memory.
+forget_caches() { blockdev --flushbufs /dev/mapper/data; }
 
 say "all is well"
 linear_table "$log_disk" | dm_create log
 linear_table "$data_disk" | dm_create data
 "$walkeep" ldev format /dev/mapper/log --data-size 64M
-"$walkeep" volume create $name --data /dev/mapper/data --log /dev/mapper/log --adopt
+"$walkeep" volume create "$name" --data /dev/mapper/data --log /dev/mapper/log --adopt
 serve
 client write ok
 recovers
@@ -86,7 +86,7 @@ client write eio
 expect log-failed "check the log device"
 client verify
 client write eio
-if "$walkeep" volume checkpoint $name 2>"$work/error"; then fail "a checkpoint without a log"; fi
+if "$walkeep" volume checkpoint "$name" 2>"$work/error"; then fail "a checkpoint without a log"; fi
 grep -q "the log has failed" "$work/error" || fail "$(cat "$work/error")"
 log_is linear
 recovers
@@ -115,7 +115,7 @@ recovers
 say "the data cannot be written"
 data_is flakey 0 1 error_writes
 client write ok write
-"$walkeep" volume checkpoint $name &
+"$walkeep" volume checkpoint "$name" &
 checkpoint=$!
 expect data-suspect "the log is replayed"
 client verify any-eio
