@@ -35,7 +35,7 @@ impl Served {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut uris, mut recovered) = (BTreeMap::new(), vec![]);
         while uris.len() < volumes {
-            let line = lines.next().expect("the server ended").unwrap();
+            let line = lines.next().unwrap().unwrap();
             match line.split_once(": served at ") {
                 Some((name, uri)) => drop(uris.insert(name.to_owned(), uri.to_owned())),
                 None => recovered.push(line),
