@@ -14,6 +14,7 @@ test: ## install what the tests need and run all checks
 	scripts/test.sh
 
 guest: ## tests that need device-mapper, NBD or ublk, in small guests
+	cargo build
 	scripts/guest/harness-test u t
 	scripts/guest/test
 

@@ -21,12 +21,14 @@ fn status_number(text: &str, key: &str) -> u64 {
     words.next().unwrap().parse().unwrap()
 }
 
-/// How often the threads of the process have gone to sleep.
+/// How often the threads of the process have gone to sleep. Not those of the kernel's io_uring: one
+/// that has had work looks every 5 seconds whether it should end.
 fn sleeps(pid: u32) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     tasks
         // A thread may end meanwhile.
         .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok())
+        .filter(|status| !status.starts_with("Name:\tiou-wrk-"))
         .map(|status| status_number(&status, "voluntary_ctxt_switches"))
         .sum()
 }

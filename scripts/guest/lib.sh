@@ -3,6 +3,11 @@
 # devices of dm that fail as asked, in the table syntax of kernel 6.1, which 6.12 understands too.
 # Sizes, offsets and ranges of devices are in sectors of 512 bytes.
 
+# The program under test: the guest runs what the host has built.
+target=${CARGO_TARGET_DIR:-$(dirname "${BASH_SOURCE[0]}")/../../target}
+# shellcheck disable=SC2034 # Used by the scripts.
+walkeep=$(realpath -m "$target")/debug/walkeep
+
 say() { echo "== $*"; }
 fail() { echo "${0##*/}: failed: $*" >&2; exit 1; }
 

@@ -102,6 +102,11 @@ impl Volume {
             lock(&*host.disk, &paths.log)?,
             lock(&*host.disk, &paths.data)?,
         ];
+        // A failed write of an earlier life, if nobody has heard of it yet, is told to whoever syncs
+        // first. Recovery must not hear it: all that was not durable then is written again.
+        for file in [&log, &data] {
+            let _ = file.sync();
+        }
         let name = |path: &Path| path.display().to_string();
         let names = (name(&paths.log), name(&paths.data));
         let named_log = named(&*log, &names.0);
