@@ -244,11 +244,11 @@ impl Changes {
         }
         fua
     }
+}
 
-    /// After how many batches this is durable, or answered.
-    fn before(&self, list: &[usize], batches: usize) -> usize {
-        batches.checked_sub(1).map_or(0, |last| list[last])
-    }
+/// What a list says of so many batches.
+fn after(list: &[usize], batches: usize) -> usize {
+    batches.checked_sub(1).map_or(0, |last| list[last])
 }
 
 /// A number for each block, 0 for zeros.
@@ -318,9 +318,9 @@ impl Proof {
 
     fn check_prefix(&self, image: &[u8], progress: &Progress) {
         let changes = &self.changes;
-        let durable = changes.before(&changes.durable, progress.answered);
-        let answered = changes.before(&changes.ends, progress.answered);
-        let asked = changes.before(&changes.ends, progress.asked);
+        let durable = after(&changes.durable, progress.answered);
+        let answered = after(&changes.ends, progress.answered);
+        let asked = after(&changes.ends, progress.asked);
         let counts = prefixes(
             changes.base.clone(),
             &changes.all[..asked],

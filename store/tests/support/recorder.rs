@@ -359,7 +359,8 @@ impl Work {
     /// Writes that nobody waits for.
     fn scribble(&mut self) {
         let bytes = vec![self.random.next_u64() as u8; 1 << (12 + self.random.below(9))];
-        fs::write(self.path(&format!("noise{}", self.random.below(4))), bytes).unwrap();
+        let name = format!("noise{}", self.random.below(4));
+        fs::write(self.path(&name), bytes).unwrap();
     }
 }
 
