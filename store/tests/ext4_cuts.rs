@@ -294,13 +294,23 @@ impl Proof {
         add(&self.coverage.ring_wraps, counters.ring_wraps);
         add(&self.coverage.checkpoints, counters.checkpoints);
 
-        disk = disk.power_cut(&mut random);
-        let mut longest = 200;
+        // Killed only, the volume has all it answered; without power, what it made durable.
+        let changes = &self.changes;
+        let durable = after(&changes.durable, progress.answered);
+        let mut least = after(&changes.ends, progress.answered);
+        let mut crash = |disk: &SimDisk, random: &mut Random| {
+            if random.one_in(3) {
+                return disk.kill();
+            }
+            least = durable;
+            disk.power_cut(random)
+        };
+        disk = crash(&disk, &mut random);
         loop {
             let in_recovery = random.one_in(2);
             if in_recovery {
-                disk.cut_after(random.below(longest));
-                longest = longest * 2 / 3 + 1;
+                let most = 1 << random.below(11);
+                disk.cut_after(random.below(most));
             }
             let host = Host::with(Arc::new(disk.clone()), queue.clone()).unwrap();
             if let Ok((_, recovered)) = Volume::open(&host, &template.paths, limits) {
@@ -309,22 +319,23 @@ impl Proof {
             }
             assert!(in_recovery, "recovery failed without a reason");
             add(&self.coverage.cuts_in_recovery, 1);
-            disk = disk.power_cut(&mut random);
+            disk = crash(&disk, &mut random);
         }
+        // What recovery did is durable.
+        let disk = disk.power_cut(&mut random);
         let image = disk.contents(&template.paths.data).unwrap();
-        self.check_prefix(&image, &progress);
+        self.check_prefix(&image, &progress, least);
         self.check_files(&image, &progress);
     }
 
-    fn check_prefix(&self, image: &[u8], progress: &Progress) {
+    fn check_prefix(&self, image: &[u8], progress: &Progress, least: usize) {
         let changes = &self.changes;
-        let durable = after(&changes.durable, progress.answered);
         let answered = after(&changes.ends, progress.answered);
         let asked = after(&changes.ends, progress.asked);
         let counts = prefixes(
             changes.base.clone(),
             &changes.all[..asked],
-            durable,
+            least,
             &ids(image),
         );
         let counts = counts.unwrap_or_else(|why| panic!("{why}"));
