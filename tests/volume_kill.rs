@@ -75,7 +75,7 @@ impl Series {
     fn run(seed: u64, number: u64) -> Coverage {
         let mut random = Random::new(seed ^ number << 48);
         let is_shipped = number.is_multiple_of(2);
-        let log = if is_shipped { 32 } else { 1 << random.below(4) };
+        let log = if is_shipped { 32 } else { 2 << random.below(3) };
         let pbs = if random.one_in(2) { 512 } else { 4096 };
         println!("volume {number}: log of {log} MiB, blocks of {pbs}, shipped: {is_shipped}");
         let live = Live::create(0x5eed_0000 + number, log, pbs);
