@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use support::history::prefixes;
 use support::live::{BLOCKS, CONNECTIONS, Live, Load, Replica, Sent, Server, Style, part};
 use walkeep_store::wal_device::control::Counters;
 use walkeep_wire::random::Random;
@@ -76,11 +75,7 @@ impl Series {
     fn run(seed: u64, number: u64) -> Coverage {
         let mut random = Random::new(seed ^ number << 48);
         let is_shipped = number.is_multiple_of(2);
-        let log = if is_shipped {
-            32
-        } else {
-            2 + 2 * random.below(3)
-        };
+        let log = if is_shipped { 32 } else { 2 << random.below(3) };
         let pbs = if random.one_in(2) { 512 } else { 4096 };
         println!("volume {number}: log of {log} MiB, blocks of {pbs}, shipped: {is_shipped}");
         let live = Live::create(0x5eed_0000 + number, log, pbs);
@@ -160,15 +155,11 @@ impl Series {
     /// The volume is what its clients were promised, and what its log says.
     fn check(&mut self, sent: &[Sent]) {
         let found = self.live.image();
-        let mut counts = vec![];
-        for (connection, sent) in sent.iter().enumerate() {
-            let shift = part(connection).start;
-            let base = self.image[part(connection)].to_vec();
-            let mut changes = sent.changes.clone();
-            changes.iter_mut().for_each(|change| change.start -= shift);
-            let n = prefixes(base, &changes, sent.least, &found[part(connection)]);
-            counts.push(n.unwrap_or_else(|e| panic!("connection {connection}: {e}")));
-        }
+        let counts = |(connection, sent): (usize, &Sent)| {
+            let counts = sent.prefixes(connection, &self.image, &found);
+            counts.unwrap_or_else(|why| panic!("{why}"))
+        };
+        let counts: Vec<_> = sent.iter().enumerate().map(counts).collect();
         let status = self.live.control().status().unwrap();
         if let Some(replica) = &mut self.replica {
             assert!(!status.overflow, "an overflow while the log is shipped");

@@ -20,7 +20,7 @@ use walkeep_wire::wlog::{Reader, Step};
 
 use super::blocks::{describe, sequences};
 use super::client::{Client, PATIENCE, request_bytes};
-use super::history::{BLOCK, Change};
+use super::history::{BLOCK, Change, prefixes};
 use super::{Walkeep, text};
 
 /// Each connection writes to a part of its own.
@@ -203,6 +203,24 @@ impl Drop for Server {
 pub struct Sent {
     pub changes: Vec<Change>,
     pub least: usize,
+}
+
+impl Sent {
+    /// After how many of its changes the part of a connection may have become `found`; `base` is
+    /// what it was before. Both are whole volumes.
+    pub fn prefixes(
+        &self,
+        connection: usize,
+        base: &[u64],
+        found: &[u64],
+    ) -> Result<Vec<usize>, String> {
+        let part = part(connection);
+        let mut changes = self.changes.clone();
+        changes.iter_mut().for_each(|c| c.start -= part.start);
+        let base = base[part.clone()].to_vec();
+        prefixes(base, &changes, self.least, &found[part])
+            .map_err(|why| format!("connection {connection}: {why}"))
+    }
 }
 
 /// How clients load a volume.
@@ -451,7 +469,7 @@ impl Replica {
         }
         walkeep.ok("wlog verify cut.wlog");
         let (range, changes) = live.wlog("cut.wlog");
-        assert_eq!(range.start, self.lsid, "{}", text(&cat));
+        assert_eq!(range.start, self.lsid);
         walkeep.ok(&format!("wlog redo cut.wlog {}", Self::IMAGE));
         self.lsid = range.end;
         self.changes.extend(changes);
