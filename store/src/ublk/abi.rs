@@ -216,11 +216,17 @@ pub(super) enum Asked {
 impl Asked {
     /// `None`: an operation that was not offered, or a transfer of 4 GiB and more.
     pub(super) fn parse(descriptor: &IoDescriptor) -> Option<Self> {
+        const FLUSH: u32 = 2;
+        let operation = descriptor.op_flags & 0xff;
+        // Its sectors mean nothing: the block layer has -1 there.
+        if operation == FLUSH {
+            return Some(Self::Flush);
+        }
         let offset = descriptor.start_sector.checked_mul(1 << SECTOR_SHIFT)?;
         let len = u64::from(descriptor.sectors) << SECTOR_SHIFT;
         let is_set = |flag| descriptor.op_flags & flag != 0;
         let fua = is_set(FLAG_FUA);
-        Some(match descriptor.op_flags & 0xff {
+        Some(match operation {
             0 => Self::Read {
                 offset,
                 len: len.try_into().ok()?,
@@ -230,7 +236,6 @@ impl Asked {
                 len: len.try_into().ok()?,
                 fua,
             },
-            2 => Self::Flush,
             3 => Self::Trim { offset, len },
             5 => Self::Zero {
                 offset,
@@ -340,7 +345,13 @@ mod tests {
         };
         assert_eq!(parse(1 | FLAG_FUA, 1), Some(write));
         assert_eq!(write.success(), 512);
-        assert_eq!(parse(2, 0), Some(Asked::Flush));
+        let no_sector = IoDescriptor {
+            op_flags: 2,
+            sectors: 0,
+            start_sector: u64::MAX,
+            address: 0,
+        };
+        assert_eq!(Asked::parse(&no_sector), Some(Asked::Flush));
         let len = u64::from(u32::MAX) * 512;
         assert_eq!(parse(3, u32::MAX), Some(Asked::Trim { offset, len }));
         let (len, may_punch) = (512, false);

@@ -85,7 +85,7 @@ impl Export {
         let mut spawned = Ok(());
         for queue in 0..options.queues {
             let (file, device, tell) = (Arc::clone(&file), Arc::clone(device), tell.clone());
-            let serve = move || serve_queue(file, queue, options.depth, device, &tell);
+            let serve = move || serve_queue(file, queue, options.depth, device, tell);
             let thread = thread::Builder::new().name("ublk-queue".to_owned());
             match thread.spawn(serve) {
                 Ok(thread) => self.queues.push(thread),
@@ -165,21 +165,18 @@ fn serve_queue(
     queue: u16,
     depth: u16,
     device: Arc<dyn BlockDevice>,
-    tell: &Sender<io::Result<()>>,
+    tell: Sender<io::Result<()>>,
 ) -> io::Result<()> {
     let begun = Outcomes::new().map(Arc::new).and_then(|outcomes| {
         let ring = QueueRing::new(file, queue, depth, outcomes.bell())?;
         Queue::begin(ring, depth, device, outcomes)
     });
-    // The receiver may have given up on another queue.
-    match begun {
-        Ok(queue) => {
-            let _ = tell.send(Ok(()));
-            queue.run()
-        }
-        Err(error) => {
-            let _ = tell.send(Err(error));
-            Ok(())
-        }
-    }
+    let (queue, begun) = match begun {
+        Ok(queue) => (Some(queue), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // Somebody waits for it. He sees the end of all senders, so this one must not last.
+    let _ = tell.send(begun);
+    drop(tell);
+    queue.map_or(Ok(()), Queue::run)
 }

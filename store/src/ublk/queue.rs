@@ -202,7 +202,8 @@ impl<D: Driver> Queue<D> {
 
     /// The request of a tag for the device, or the errno that answers it.
     fn request(&self, tag: u16) -> Result<Request, i32> {
-        let asked = Asked::parse(&self.driver.descriptor(tag)).ok_or(libc::EOPNOTSUPP)?;
+        // Not EOPNOTSUPP: fsync of a block device takes that for success.
+        let asked = Asked::parse(&self.driver.descriptor(tag)).ok_or(libc::EIO)?;
         let op = match asked {
             Asked::Read { offset, len } => Op::Read { offset, len },
             Asked::Write { offset, len, fua } => {
