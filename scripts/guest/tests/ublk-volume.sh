@@ -6,7 +6,7 @@
 # WALKEEP  the program, built by `cargo build --features ublk --bin walkeep` (that of the target
 #          directory)
 # guest: --lane t --disk 1G --memory 1024 --timeout 400
-# packages: e2fsprogs jq
+# packages: e2fsprogs fio jq
 set -euo pipefail
 # shellcheck source=scripts/guest/lib.sh
 . "$(dirname "$0")/../lib.sh"
@@ -59,6 +59,8 @@ counter() { walkeep volume status --json db | jq ".volumes[0].status.counters.$1
 sums() { (cd "$mount/$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 sum_of_device() { dd if="$device" bs=1M iflag=direct status=none | sha256sum; }
 check() { e2fsck -fn "$device" >$store/check 2>&1 || { cat $store/check; fail "ext4 is damaged"; }; }
+# After a file system that could not be unmounted in order.
+check_journal() { e2fsck -p "$device" >$store/check 2>&1 || (($? == 1)) || { cat $store/check; fail "ext4 is damaged"; }; }
 
 say "errors: no driver, no permission"
 walkeep volume create db --data $store/db.data --log $store/db.log --size 256M --log-size 128M
@@ -94,6 +96,11 @@ cmp $store/random <(dd if="$device" bs=4M count=2 iflag=direct status=none) || f
 flushes=$(counter flushes)
 dd if=/dev/zero of="$device" bs=4096 count=1 oflag=direct conv=notrunc,fsync status=none
 (($(counter flushes) > flushes)) || fail "the volume saw no flush"
+
+say "random writes of two processes, 32 under way in each, read back"
+fio --name=verify --filename="$device" --direct=1 --rw=randwrite --bsrange=512-64k \
+    --numjobs=2 --size=24M --offset=64M --offset_increment=64M --ioengine=libaio --iodepth=32 \
+    --verify=crc32c --verify_fatal=1 --output=$store/fio || { cat $store/fio; fail "fio"; }
 
 say "ext4: make, fill, trim, unmount"
 mkfs.ext4 -q -F -E nodiscard "$device"
@@ -152,6 +159,17 @@ walkeep ublk list
 # The journal brings ext4 to its last commit.
 mount "$device" $mount
 sums synced | cmp - $store/sums || fail "synced files changed"
+
+say "stopped while mounted: what was written is kept, later writes fail"
+head -c 4M /dev/urandom >$mount/last
+sum=$(sha256sum <$mount/last)
+stop_server
+refuses "Input/output error" touch $mount/later
+umount $mount
+start_server
+check_journal
+mount "$device" $mount
+expect "SHA-256 of the last file" "$sum" "$(sha256sum <$mount/last)"
 umount $mount
 check
 stop_server

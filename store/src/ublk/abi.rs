@@ -32,6 +32,8 @@ pub(super) const DEL_DEV: u32 = control(0x05);
 pub(super) const START_DEV: u32 = control(0x06);
 pub(super) const STOP_DEV: u32 = control(0x07);
 pub(super) const SET_PARAMS: u32 = control(0x08);
+/// As `DEL_DEV`, without waiting until nobody has the block device open (Linux 6.9).
+pub(super) const DEL_DEV_ASYNC: u32 = command(READ, 0x14, size_of::<ControlCommand>());
 pub(super) const GET_FEATURES: u32 = command(READ, 0x13, size_of::<ControlCommand>());
 pub(super) const FETCH_REQ: u32 = command(READ_WRITE, 0x20, size_of::<IoCommand>());
 pub(super) const COMMIT_AND_FETCH_REQ: u32 = command(READ_WRITE, 0x21, size_of::<IoCommand>());

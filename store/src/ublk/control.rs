@@ -115,9 +115,16 @@ impl Control {
         self.ring.lock().call_with(abi::STOP_DEV, id, 0)
     }
 
-    /// Deletes a device; waits until its server has closed it.
+    /// Deletes a stopped device that its server has closed. Before Linux 6.9 this waits until nobody
+    /// has the block device open.
     pub(super) fn remove(&self, id: u32) -> io::Result<()> {
-        self.ring.lock().call_with(abi::DEL_DEV, id, 0)
+        let mut ring = self.ring.lock();
+        match ring.call_with(abi::DEL_DEV_ASYNC, id, 0) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                ring.call_with(abi::DEL_DEV, id, 0)
+            }
+            done => done,
+        }
     }
 
     /// The device of an id, if there is one.

@@ -260,3 +260,6 @@ impl<D: Driver> Queue<D> {
         self.driver.commit(tag, result)
     }
 }
+
+#[cfg(test)]
+mod tests;
