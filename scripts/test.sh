@@ -26,7 +26,7 @@ step() {
 # The program goes to the place of the one without ublk, until that is built again.
 ublk_in_guest() {
     cargo build --features ublk --bin walkeep &&
-        timeout -k 10 600 scripts/guest/test scripts/guest/tests/ublk-volume.sh
+        timeout -k 10 900 scripts/guest/test scripts/guest/tests/ublk-volume.sh
 }
 
 skip() {

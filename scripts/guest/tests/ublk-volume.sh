@@ -5,7 +5,7 @@
 #
 # WALKEEP  the program, built by `cargo build --features ublk --bin walkeep` (that of the target
 #          directory)
-# guest: --lane t --disk 1G --memory 1024 --timeout 400
+# guest: --lane t --disk 1G --memory 1024 --timeout 600
 # packages: e2fsprogs fio jq
 set -euo pipefail
 # shellcheck source=scripts/guest/lib.sh

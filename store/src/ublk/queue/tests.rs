@@ -200,7 +200,8 @@ fn requests_of_one_wake_up_are_one_batch_and_outcomes_come_from_any_thread() {
 #[test]
 fn failures_become_errnos() {
     let test = Test::start(1);
-    let answers: [(Box<dyn FnOnce(Done)>, i32); 5] = [
+    type Answer = Box<dyn FnOnce(Done)>;
+    let answers: [(Answer, i32); 5] = [
         (Box::new(|done| done(Err(Refusal::NoSpace))), libc::ENOSPC),
         (Box::new(|done| done(Err(Refusal::Io))), libc::EIO),
         (Box::new(drop), libc::EIO),
