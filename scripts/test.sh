@@ -34,6 +34,12 @@ step() {
     esac
 }
 
+# The program goes to the place of the one without ublk, until that is built again.
+ublk_in_guest() {
+    cargo build --features ublk --bin walkeep &&
+        timeout -k 10 900 scripts/guest/test scripts/guest/tests/ublk-volume.sh
+}
+
 skip() {
     echo "== $1: skipped, $2"
     skipped=$((skipped + 1))
@@ -49,6 +55,7 @@ fi
 
 if cargo clippy --version >/dev/null 2>&1; then
     step "lints" cargo clippy --workspace --all-targets -- -D warnings
+    step "lints of ublk" cargo clippy --workspace --features ublk -- -D warnings
 else
     skip "lints" "clippy is not installed"
 fi
@@ -57,6 +64,14 @@ if cargo nextest --version >/dev/null 2>&1; then
     step "tests" cargo nextest run --workspace
 else
     step "tests" cargo test --workspace --lib --bins --tests
+fi
+
+step "tests of ublk" cargo test -p walkeep-store --features ublk --lib ublk
+
+if ! command -v qemu-system-x86_64 >/dev/null || ! timeout -k 10 300 scripts/guest/kernel >/dev/null; then
+    skip "ublk in a guest" "lane t of scripts/guest needs qemu-system-x86 and Debian's backports"
+else
+    step "ublk in a guest" ublk_in_guest
 fi
 
 step "documentation tests" cargo test --workspace --doc

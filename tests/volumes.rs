@@ -351,3 +351,10 @@ fn wdevc_commands_a_served_volume() {
     walkeep.wdevc_fails("delete-wdev db -f", "held by process");
     drop(served);
 }
+
+#[cfg(not(feature = "ublk"))]
+#[test]
+fn a_build_without_block_devices_says_how_to_get_one_with_them() {
+    let error = created().fails("volume serve db --ublk", 2);
+    assert!(error.contains("--features ublk"), "{error}");
+}

@@ -8,6 +8,8 @@ mod nbd;
 mod options;
 mod progress;
 mod report;
+#[cfg(feature = "ublk")]
+mod ublk;
 mod volume;
 mod wdiff;
 mod wlog;
@@ -48,6 +50,10 @@ enum Area {
     /// Images as network block devices
     #[command(subcommand)]
     Nbd(nbd::Nbd),
+    /// Block devices of this host
+    #[cfg(feature = "ublk")]
+    #[command(subcommand)]
+    Ublk(ublk::Ublk),
     /// Volumes that keep every write
     Volume(volume::Volume),
 }
@@ -61,6 +67,8 @@ impl Command {
             Area::Ldev(command) => command.run(),
             Area::Image(command) => command.run(),
             Area::Nbd(command) => command.run(),
+            #[cfg(feature = "ublk")]
+            Area::Ublk(command) => command.run(),
             Area::Volume(command) => command.run(),
         }
     }

@@ -17,6 +17,8 @@ pub mod output;
 pub mod payload;
 pub mod pipeline;
 mod sys;
+#[cfg(feature = "ublk")]
+pub mod ublk;
 pub mod volume;
 pub mod wal_device;
 pub mod wdiff;

@@ -6,6 +6,8 @@ mod list;
 mod open;
 mod serve;
 mod status;
+#[cfg_attr(not(feature = "ublk"), path = "ublk_absent.rs")]
+mod ublk;
 
 use std::path::PathBuf;
 

@@ -15,6 +15,7 @@ use walkeep_store::volume::{ControlServer, Entry, Home, VolumeLock, VolumeName};
 use walkeep_store::wal_device::{Host, Volume};
 
 use super::open::{Export, listen, open_volume};
+use super::ublk::Driver;
 use crate::cli::Outcome;
 use crate::cli::guard::usage;
 use crate::cli::report::say;
@@ -39,6 +40,9 @@ pub struct Serve {
     /// Let other hosts connect: NBD has no secrecy and no passwords
     #[arg(long)]
     insecure: bool,
+    /// Make each volume a block device of this host too, /dev/ublkbN (Linux 6.5 or later, as root)
+    #[arg(long)]
+    ublk: bool,
 }
 
 /// A volume being served. Fields are dropped in this order: commands end before the device closes,
@@ -96,6 +100,7 @@ impl Serve {
         // Before any thread is made: they inherit that signals wait for the one that takes them.
         let stop = take_signals()?;
         let mut outcome = Outcome::Sound;
+        let driver = Driver::open(self.ublk)?;
         let host = Host::new().context("cannot start a thread")?;
         let mut served = Vec::new();
         let entries = self.entries(home, &mut outcome)?;
@@ -114,7 +119,15 @@ impl Serve {
             bail!("{}: no volume to serve", home.path().display());
         }
         let listeners = self.listen_all(&served)?;
+        let volumes = served.iter().map(|volume| {
+            let config = &volume.entry.config;
+            (&config.name, &volume.device, config.read_only)
+        });
+        let devices = driver.export(volumes)?;
         stop.recv().context("cannot wait for signals")?;
+        for error in devices.stop() {
+            report(&error, &mut outcome);
+        }
         for server in listeners {
             server.stop(GRACE);
         }
