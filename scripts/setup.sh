@@ -6,7 +6,7 @@ set -euo pipefail
 
 # program:package
 known=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs mkfs.xfs:xfsprogs nbdinfo:libnbd-bin nbdcopy:libnbd-bin
-    nbdfuse:nbdfuse fusermount3:fuse3 qemu-img:qemu-utils fio:fio losetup:mount fstrim:util-linux)
+    nbdfuse:libnbd-bin fusermount3:fuse3 qemu-img:qemu-utils fio:fio losetup:mount fstrim:util-linux)
 
 missing=()
 for entry in "${known[@]}"; do
