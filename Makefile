@@ -5,8 +5,9 @@
 help: ## this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
 
-demo: ## build, and show the tools at work on generated files
-	cargo build --release
+demo: ## build, and show a live volume, its moments restored and proved
+	scripts/setup.sh mkfs.ext4 debugfs nbdcopy nbdfuse losetup fstrim
+	cargo build --release --bin walkeep
 	scripts/demo.sh
 
 test: ## install what the tests need and run all checks

@@ -7,8 +7,10 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use walkeep_store::volume::ControlError;
 
 fn main() -> ExitCode {
+    walkeep_store::share_heaps();
     match cli::Command::parse().run() {
         Ok(cli::Outcome::Sound) => ExitCode::SUCCESS,
         Ok(cli::Outcome::Incomplete) => ExitCode::FAILURE,
@@ -20,8 +22,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The reader of our output has seen enough, as `head` does.
+/// The reader of our output has seen enough, as `head` does. A volume's server that hung up is
+/// another matter: what it was asked for did not happen.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    if error.chain().any(|cause| cause.is::<ControlError>()) {
+        return false;
+    }
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())

@@ -303,6 +303,8 @@ fn json_is_one_document_also_where_the_data_is_bad() {
         "wdiff info --json empty",
         "ldev show --json empty",
         "ldev verify --json a.wlog",
+        "image diff --json a.wlog missing",
+        "image diff --json a.wlog empty",
     ] {
         let output = walkeep.run(line);
         assert_eq!(output.status.code(), Some(1), "{line}");
@@ -335,6 +337,58 @@ fn a_replaced_output_keeps_its_mode_and_a_link_its_target() {
     assert_eq!(mode.mode() & 0o777, 0o600);
 }
 
+/// Runs a command under a umask.
+fn run_with_umask(walkeep: &Walkeep, umask: &str, line: &str) {
+    let binary = env!("CARGO_BIN_EXE_walkeep");
+    let status = std::process::Command::new("sh")
+        .args(["-c", &format!("umask {umask} && exec {binary} {line}")])
+        .current_dir(walkeep.path("."))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{line}");
+}
+
+#[test]
+fn a_new_output_has_the_mode_that_the_umask_leaves() {
+    use std::os::unix::fs::PermissionsExt;
+    let walkeep = prepared();
+    for (umask, expected) in [("077", 0o600), ("022", 0o644), ("002", 0o664)] {
+        let line = format!("wdiff merge -o new-{umask} a.wdiff");
+        run_with_umask(&walkeep, umask, &line);
+        let new = walkeep.path(&format!("new-{umask}"));
+        let mode = fs::metadata(new).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, expected, "{umask}");
+    }
+}
+
+#[test]
+fn a_link_to_nothing_gets_the_file_it_names() {
+    let walkeep = prepared();
+    fs::create_dir(walkeep.path("dir")).unwrap();
+    std::os::unix::fs::symlink("dir/second", walkeep.path("first")).unwrap();
+    std::os::unix::fs::symlink("target", walkeep.path("dir/second")).unwrap();
+    walkeep.ok("wdiff merge -o first a.wdiff");
+    assert_eq!(walkeep.sha256("dir/target"), walkeep.sha256("a.wdiff"));
+    assert!(walkeep.path("first").is_symlink() && walkeep.path("dir/second").is_symlink());
+    std::os::unix::fs::symlink("circle", walkeep.path("circle")).unwrap();
+    let error = walkeep.fails("wdiff merge -o circle a.wdiff", 1);
+    assert!(error.contains("follow the link"), "{error}");
+}
+
+/// The pieces of an IO share its image, which takes room only once.
+#[test]
+fn a_shared_image_counts_once() {
+    let walkeep = prepared();
+    walkeep.ok("wlog to-wdiff --indexed --compress none a.wlog indexed");
+    for line in ["wdiff info --json indexed", "wdiff verify --json indexed"] {
+        let report: serde_json::Value = serde_json::from_str(&walkeep.ok(line)).unwrap();
+        let stored = report["stored"]["none"]["bytes"].as_u64().unwrap();
+        let plain = report["records"]["data"]["blocks"].as_u64().unwrap() * 512;
+        let file = report["file_bytes"].as_u64().unwrap();
+        assert!(plain <= stored && stored < file, "{line}: {report}");
+    }
+}
+
 #[test]
 fn a_log_that_lost_packs_is_not_cut_short_in_silence() {
     let walkeep = Walkeep::new();
@@ -365,8 +419,12 @@ fn recovery_onto_the_wrong_image_leaves_the_log() {
     image(&walkeep, "small", 4096);
     image(&walkeep, "image", 256 << 10);
     let before = walkeep.sha256("ldev");
-    let error = walkeep.fails("ldev redo ldev small", 1);
-    assert!(error.contains("left as it is"), "{error}");
+    let output = walkeep.run("ldev redo ldev small");
+    assert_eq!(output.status.code(), Some(1));
+    let [report, error] = [output.stdout, output.stderr].map(|t| String::from_utf8(t).unwrap());
+    let untouched = "ldev: left as it is, written lsid 0; its log, up to lsid ";
+    assert!(error.contains(untouched), "{error}");
+    assert!(!report.contains("ldev"), "{report}");
     assert_eq!(walkeep.sha256("ldev"), before);
     walkeep.ok("ldev redo ldev image");
     image(&walkeep, "by-log", 256 << 10);

@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -219,6 +220,17 @@ fn a_volume_that_is_not_served_says_what_to_do() {
     assert!(error.contains("expected a volume other"), "{error}");
     assert!(walkeep.ok("wlog cat db out.wlog").contains("lsid 0 to 0"));
     walkeep.ok("wlog verify out.wlog");
+}
+
+#[test]
+fn a_server_that_hangs_up_is_an_error() {
+    let walkeep = created();
+    let listener = UnixListener::bind(entry(&walkeep).control_path()).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    // Whether it hangs up before the question or after it is left to chance.
+    for _ in 0..30 {
+        walkeep.fails("volume mark db", 1);
+    }
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn write(records: &[WithData]) -> Vec<u8> {
             _ => OutRecord::empty(record.address, record.blocks, record.kind()),
         };
         writer
-            .push(&[out], stored.clone())
+            .push(&[out], &stored)
             .expect("records in order");
     }
     writer.finish().expect("memory").into_inner()

@@ -11,9 +11,9 @@ use walkeep_wire::wdiff::Tally;
 
 use super::Outcome;
 use super::guard::{refuse_same, usage};
-use super::options::{DiffOut, Size, Threads};
+use super::options::{DiffOut, Form, Size, Threads};
 use super::progress::with_progress;
-use super::report::{Bytes, lb_bytes, pace, print_json, say, tally_json, tally_text};
+use super::report::{Bytes, json_error, lb_bytes, pace, print_json, say, tally_json, tally_text};
 
 #[derive(Subcommand)]
 pub enum Image {
@@ -41,9 +41,9 @@ pub enum Image {
         /// The image
         image: PathBuf,
     },
-    /// Find where two images differ
+    /// Find where two images differ; the exit status is 0 also when they do
     Diff {
-        /// One JSON document, for scripts
+        /// One JSON document, for scripts: "equal" says whether the images are
         #[arg(long)]
         json: bool,
         /// Write the wdiff that turns A into B; - is standard output
@@ -51,7 +51,9 @@ pub enum Image {
         wdiff: Option<PathBuf>,
         #[command(flatten)]
         diff: DiffOut,
+        /// The image to compare with; the wdiff is applied to it
         a: PathBuf,
+        /// The image that is looked at, of the same size; the wdiff leads to it
         b: PathBuf,
     },
 }
@@ -135,7 +137,10 @@ fn differences(
             usage("--json and --wdiff -: expected one of them on standard output");
         }
     }
-    let images = Comparison::open(a, b)?;
+    let form = if json { Form::Json } else { Form::Human };
+    let mut document = json!({ "a": a.display().to_string(), "b": b.display().to_string() });
+    let images = Comparison::open(a, b).map_err(Into::into);
+    let images = json_error(images, document.clone(), form)?;
     let compress = diff.compress.unwrap_or_default();
     let (found, time) = with_progress("comparing", |meter| match wdiff {
         Some(out) => {
@@ -145,15 +150,12 @@ fn differences(
         }
         None => list(&images, diff, json, meter),
     });
-    let (tally, ranges): (Tally, Vec<Value>) = found?;
+    let found = found.map_err(anyhow::Error::from);
+    let (tally, ranges): (Tally, Vec<Value>) = json_error(found, document.clone(), form)?;
     if json {
-        let mut document = json!({
-            "a": a.display().to_string(),
-            "b": b.display().to_string(),
-            "bytes": images.b_bytes,
-            "equal": tally.total() == 0,
-            "differences": tally_json(&tally),
-        });
+        document["bytes"] = images.b_bytes.into();
+        document["equal"] = (tally.total() == 0).into();
+        document["differences"] = tally_json(&tally);
         if wdiff.is_none() {
             document["ranges"] = ranges.into();
         }

@@ -165,22 +165,29 @@ fn redo(ldev: &Path, image: &Path, discard: DiscardPolicy) -> Result<Outcome> {
     let (report, time) = with_progress("recovering", |meter| device.recover(&target, meter));
     let report = report?;
     let bytes = lb_bytes(report.applied.blocks[0]);
-    let text = format!(
-        "{}: replayed {} packs, {} {}\n{}: written lsid {} to {}{}",
+    let replayed = format!(
+        "{}: replayed {} packs, {} {}",
         image.display(),
         report.end.packs,
         tally_text(&report.applied),
-        pace(bytes, time),
+        pace(bytes, time)
+    );
+    say(None, &replayed)?;
+    let (ldev, from, to) = (
         ldev.display(),
         report.from_lsid,
         report.end.outcome.written_lsid,
-        repair_text(&report.end)
     );
-    say(None, &text)?;
-    if report.outside.total() > 0 {
+    if report.outside.total() == 0 {
+        let repair = repair_text(&report.end);
+        say(
+            None,
+            &format!("{ldev}: written lsid {from} to {to}{repair}"),
+        )?;
+    } else {
         eprintln!(
-            "walkeep: {}: left as it is, to be replayed onto the right image",
-            ldev.display()
+            "walkeep: {ldev}: left as it is, written lsid {from}; its log, up to lsid {to}, is \
+             still to be replayed onto the right image"
         );
     }
     Ok(outside(image, &report.outside))

@@ -81,12 +81,19 @@ pub fn outside(image: &Path, outside: &Tally) -> Outcome {
 
 /// A script that asked for JSON gets a document also where the data is bad.
 pub fn json_failure<T>(result: anyhow::Result<T>, path: &Path, form: Form) -> anyhow::Result<T> {
+    let document = json!({ "file": path.display().to_string(), "sound": false });
+    json_error(result, document, form)
+}
+
+/// As [`json_failure`], with a document that lacks only the error.
+pub fn json_error<T>(
+    result: anyhow::Result<T>,
+    mut document: Value,
+    form: Form,
+) -> anyhow::Result<T> {
     if let (Err(error), Form::Json) = (&result, form) {
-        print_json(&json!({
-            "file": path.display().to_string(),
-            "sound": false,
-            "error": format!("{error:#}"),
-        }))?;
+        document["error"] = format!("{error:#}").into();
+        print_json(&document)?;
     }
     result
 }

@@ -15,7 +15,7 @@ use walkeep_store::wlog::{ConvertOptions, convert};
 use walkeep_store::{Meter, Workers, wdiff, wlog};
 use walkeep_wire::checksum::checksum;
 use walkeep_wire::murmur3::murmur3;
-use walkeep_wire::wdiff::{CompressOption, DEFAULT_MAX_IO_BLOCKS, Format};
+use walkeep_wire::wdiff::{Codec, CompressOption, Compression, DEFAULT_MAX_IO_BLOCKS, Format};
 use walkeep_wire::wlog::Writer;
 use walkeep_wire::wlog::generate::{DataKind, Generator, Options};
 
@@ -147,6 +147,76 @@ mod limits {
         bencher
             .counter(bytes)
             .bench_local(|| murmur3(divan::black_box(&data), 1));
+    }
+}
+
+/// Each codec at its default level on pieces of log data, in plain bytes.
+#[divan::bench_group(sample_count = 5, sample_size = 1)]
+mod codecs {
+    use super::*;
+
+    const PIECE: usize = 64 << 10;
+    const KINDS: [DataKind; 2] = [DataKind::Random, DataKind::Compressible];
+    /// In the order of [`Compression::ALL`], without the first.
+    const CODECS: [usize; 5] = [1, 2, 3, 4, 5];
+
+    /// Less of what is slow.
+    const fn bytes_for(codec: Compression) -> usize {
+        match codec {
+            Compression::Lzma => 2 << 20,
+            Compression::Gzip => 8 << 20,
+            _ => 64 << 20,
+        }
+    }
+
+    fn pieces_of(data: DataKind, bytes: usize) -> Result<Vec<Vec<u8>>, AnyError> {
+        let packs = Generator::new(Options {
+            seed: 1,
+            total_bytes: 2 * bytes as u64,
+            device_blocks: IMAGE / 512,
+            data,
+            ..Options::default()
+        })?;
+        let plain: Vec<u8> = packs.flat_map(|pack| pack.data).take(bytes).collect();
+        Ok(plain.chunks(PIECE).map(<[u8]>::to_vec).collect())
+    }
+
+    #[divan::bench(args = KINDS, consts = CODECS)]
+    fn compress<const C: usize>(bencher: Bencher<'_, '_>, data: DataKind) {
+        let kind = Compression::ALL[C];
+        let bytes = bytes_for(kind);
+        let pieces = pieces_of(data, bytes).unwrap_or_else(|e| panic!("workload: {e}"));
+        let (mut codec, mut out) = (Codec::default(), Vec::new());
+        bencher.counter(BytesCount::new(bytes)).bench_local(|| {
+            for piece in &pieces {
+                out.clear();
+                divan::black_box(codec.compress(kind, 0, piece, &mut out));
+            }
+        });
+    }
+
+    /// What did not become smaller is stored as none and copied.
+    #[divan::bench(args = KINDS, consts = CODECS)]
+    fn decompress<const C: usize>(bencher: Bencher<'_, '_>, data: DataKind) {
+        let kind = Compression::ALL[C];
+        let bytes = bytes_for(kind);
+        let pieces = pieces_of(data, bytes).unwrap_or_else(|e| panic!("workload: {e}"));
+        let mut codec = Codec::default();
+        let stored: Vec<_> = pieces
+            .iter()
+            .map(|piece| {
+                let mut out = Vec::new();
+                (codec.compress(kind, 0, piece, &mut out), out, piece.len())
+            })
+            .collect();
+        let mut plain = vec![0; PIECE];
+        bencher.counter(BytesCount::new(bytes)).bench_local(|| {
+            for (used, stored, length) in &stored {
+                codec
+                    .decompress(*used, stored, &mut plain[..*length])
+                    .unwrap_or_else(|flaw| panic!("{flaw}"));
+            }
+        });
     }
 }
 

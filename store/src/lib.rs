@@ -25,3 +25,4 @@ pub mod wlog;
 pub use error::{Error, Result};
 pub use meter::Meter;
 pub use pipeline::Workers;
+pub use sys::share_heaps;

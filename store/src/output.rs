@@ -14,6 +14,8 @@ use crate::{Error, Result, sys};
 /// The disk begins to write each time this much has been added, so that the sync at the end has
 /// little left to wait for.
 const WRITEBACK_BYTES: u64 = 8 << 20;
+/// As many symbolic links as the kernel follows.
+const MAX_LINKS: usize = 40;
 
 /// An output being written. Dropped without [`commit`](Self::commit), it leaves nothing behind,
 /// and neither does a kill where the file system has unnamed files.
@@ -34,9 +36,8 @@ enum Target {
 
 impl Output {
     /// Begins an output. `-` is standard output, unless that is a terminal. A symbolic link is
-    /// followed: what it points to is replaced.
+    /// followed: what it points to is replaced or, if nothing is there, created.
     pub fn create(path: &Path) -> Result<Self> {
-        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if path == Path::new("-") {
             if io::stdout().is_terminal() {
                 let text = "standard output is a terminal, and the output is not text: name a file";
@@ -46,6 +47,7 @@ impl Output {
             let stdout = stdout.map_err(|e| Error::file(path, "open", e))?;
             return Ok(Self::new(path, Target::Stream(File::from(stdout))));
         }
+        let path = &follow(path).map_err(|e| Error::file(path, "follow the link", e))?;
         if is_special(path) {
             let file = OpenOptions::new().write(true).open(path);
             let file = file.map_err(|e| Error::file(path, "open for writing", e))?;
@@ -222,6 +224,19 @@ fn is_special(path: &Path) -> bool {
     })
 }
 
+/// The path that a symbolic link leads to in the end, whether or not something is there.
+fn follow(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match std::fs::read_link(&path) {
+            Ok(target) => path = directory_of(&path).join(target),
+            // No link. Whatever else is wrong, creating the file will say so.
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
 /// Makes what went to a device, or through standard output to a file, durable. Pipes and terminals
 /// have nothing to sync, and say so.
 fn sync_stream(stream: &File) -> io::Result<()> {
@@ -243,6 +258,8 @@ struct Temporary {
     disk: Arc<dyn Disk>,
     file: Arc<dyn DiskFile>,
     name: Option<PathBuf>,
+    /// What the umask made of a new file's mode, where it is set aside until the commit.
+    mode: Option<Permissions>,
 }
 
 impl Temporary {
@@ -257,19 +274,26 @@ impl Temporary {
             }
             Err(e) => return Err(e),
         };
-        let temporary = Self { disk, file, name };
+        let mut temporary = Self {
+            disk,
+            file,
+            name,
+            mode: None,
+        };
         if temporary.name.is_some()
             && let Some(file) = temporary.file.descriptor()
         {
+            let file = to_file(file)?;
+            temporary.mode = Some(file.metadata()?.permissions());
             // It may be the copy of something secret.
-            to_file(file)?.set_permissions(Permissions::from_mode(0o600))?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
         }
         Ok(temporary)
     }
 
     fn commit(mut self, path: &Path) -> io::Result<()> {
         if let Some(file) = self.file.descriptor() {
-            inherit(&to_file(file)?, path)?;
+            inherit(&to_file(file)?, path, self.mode.take())?;
         }
         self.file.sync()?;
         let dir = directory_of(path);
@@ -313,14 +337,18 @@ fn to_file(descriptor: BorrowedFd<'_>) -> io::Result<File> {
 }
 
 /// Gives a new file the mode and, where allowed, the owner of the one it replaces, durably.
-fn inherit(file: &File, path: &Path) -> io::Result<()> {
+fn inherit(file: &File, path: &Path, new_mode: Option<Permissions>) -> io::Result<()> {
     match std::fs::metadata(path) {
         Ok(old) => {
             // Only root may give files away; others keep the new one.
             let _ = fchown(file, Some(old.uid()), Some(old.gid()));
             file.set_permissions(old.permissions())?;
         }
-        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
+        Err(_) => {
+            if let Some(mode) = new_mode {
+                file.set_permissions(mode)?;
+            }
+        }
     }
     file.sync_all()
 }

@@ -14,7 +14,7 @@ use crate::input::InputFile;
 
 /// Decompressed images that several records share, kept up to this many bytes. The newest is kept
 /// whatever its size, or each of its pieces would decompress it anew.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// The inputs of a job with their labels, in the order in which pieces number them.
 pub struct Sources {

@@ -1,18 +1,30 @@
 //! Work on many cores whose results come out in order (read → work → write).
 //!
 //! The calling thread makes jobs and consumes results; workers do what lies between. Jobs and
-//! results in flight are bounded by bytes, so memory does not follow the input. Results, and the
-//! first error, do not depend on the number of workers.
+//! results in flight are bounded by bytes, so memory follows neither the input nor the number of
+//! workers. Results, and the first error, do not depend on the number of workers.
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+
+/// Bytes of jobs and results in flight.
+const WINDOW: u64 = 12 << 20;
+/// Capacity of the buffers that wait for the next job: those of a whole window, each with room to
+/// spare.
+const KEPT_BYTES: usize = 18 << 20;
+/// Capacities are multiples of this, so that a buffer fits the next job too.
+const CAPACITY_STEP: usize = 256 << 10;
+/// Jobs in flight, however small they are: each holds more than its bytes.
+const JOBS: usize = 128;
 
 /// How many threads work, and how much they may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Workers {
-    /// Threads that work; 1 works on the calling thread.
+    /// Threads that work, as far as the window has jobs for them; 1 works on the calling thread.
     pub threads: usize,
     /// Bytes of jobs and results in flight; one job may pass it alone.
     pub window: u64,
@@ -23,7 +35,7 @@ impl Workers {
     pub fn new(threads: usize) -> Self {
         Self {
             threads: threads.clamp(1, 255),
-            window: 12 << 20,
+            window: WINDOW,
         }
     }
 }
@@ -40,6 +52,65 @@ pub struct Job<J> {
     pub work: J,
     /// Bytes it stands for.
     pub weight: u64,
+}
+
+/// Empty buffers on their way from the thread that consumed a result back to the workers.
+///
+/// Memory that one thread allocates and another frees goes back to the system each time, and the
+/// page faults of the next allocation cost more than most work. So as many buffers are kept as a
+/// window needs; what is beyond is freed.
+#[derive(Default)]
+pub struct Buffers {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    /// An empty buffer for at least so many bytes: the one that came back last, whose memory is
+    /// warm, or a new one where that is too small. To let it grow would copy what nobody needs.
+    pub fn take(&self, bytes: usize) -> Buffer<'_> {
+        let last = self.free.lock().pop();
+        let fitting = last.filter(|buffer| buffer.capacity() >= bytes);
+        let new = || Vec::with_capacity(bytes.next_multiple_of(CAPACITY_STEP));
+        Buffer {
+            bytes: fitting.unwrap_or_else(new),
+            home: self,
+        }
+    }
+
+    fn give_back(&self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        let mut free = self.free.lock();
+        let kept: usize = free.iter().map(Vec::capacity).sum();
+        if kept + bytes.capacity() <= KEPT_BYTES {
+            free.push(bytes);
+        }
+    }
+}
+
+/// A buffer that goes back to its [`Buffers`] when it is dropped.
+pub struct Buffer<'a> {
+    bytes: Vec<u8>,
+    home: &'a Buffers,
+}
+
+impl Deref for Buffer<'_> {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        self.home.give_back(std::mem::take(&mut self.bytes));
+    }
 }
 
 type Answer<R, E> = (u64, Option<Result<R, E>>);
@@ -79,12 +150,7 @@ pub fn ordered<J: Send, R: Send, E: Send, S>(
     thread::scope(|scope| {
         let (jobs, todo) = unbounded::<(u64, J)>();
         let (answers, done) = unbounded::<Answer<R, E>>();
-        for _ in 0..workers.threads {
-            let (todo, answers) = (todo.clone(), answers.clone());
-            let (state, work) = (&state, &work);
-            scope.spawn(move || run_worker(&todo, answers, state, work));
-        }
-        drop((todo, answers));
+        let mut spawned = 0;
         let mut flight = Flight {
             first: 0,
             weights: VecDeque::new(),
@@ -97,8 +163,14 @@ pub fn ordered<J: Send, R: Send, E: Send, S>(
                 match next_job() {
                     Ok(Some(job)) => {
                         let number = flight.launch(job.weight);
-                        // Only fails when all workers panicked; the answer says so.
+                        // Only fails without a receiver, and one is here.
                         let _ = jobs.send((number, job.work));
+                        if spawned < workers.threads.min(flight.weights.len()) {
+                            spawned += 1;
+                            let (todo, answers) = (todo.clone(), answers.clone());
+                            let (state, work) = (&state, &work);
+                            scope.spawn(move || run_worker(&todo, answers, state, work));
+                        }
                     }
                     Ok(None) => last = Some(Ok(())),
                     // What was begun before the error comes first.
@@ -147,7 +219,7 @@ struct Flight<R> {
 impl<R> Flight<R> {
     fn has_room(&self, workers: &Workers) -> bool {
         self.weights.is_empty()
-            || (self.bytes < workers.window && self.weights.len() < workers.threads * 16)
+            || (self.bytes < workers.window && self.weights.len() < JOBS.min(workers.threads * 16))
     }
 
     fn launch(&mut self, weight: u64) -> u64 {
@@ -175,6 +247,8 @@ impl<R> Flight<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn run(threads: usize, count: u64, bad: Option<u64>) -> (Vec<u64>, Result<(), u64>) {
@@ -220,6 +294,49 @@ mod tests {
                 (squares[..76].to_vec(), Err(77))
             );
         }
+    }
+
+    #[test]
+    fn there_are_no_more_workers_than_the_window_has_jobs_for() {
+        let made = AtomicUsize::new(0);
+        let mut left = 100;
+        ordered(
+            Workers {
+                threads: 255,
+                window: 10,
+            },
+            || {
+                left -= 1;
+                Ok::<_, ()>((left > 0).then_some(Job {
+                    work: (),
+                    weight: 3,
+                }))
+            },
+            || made.fetch_add(1, Ordering::Relaxed),
+            |_, ()| Ok(()),
+            |()| Ok(()),
+        )
+        .unwrap();
+        let made = made.into_inner();
+        assert!((1..=4).contains(&made), "{made}");
+    }
+
+    #[test]
+    fn buffers_come_back_empty_and_only_so_many_are_kept() {
+        let buffers = Buffers::default();
+        let mut first = buffers.take(5000);
+        first.extend_from_slice(&[1; 5000]);
+        let place = first.as_ptr();
+        drop(first);
+        let again = buffers.take(CAPACITY_STEP);
+        assert!(again.is_empty());
+        assert_eq!(again.as_ptr(), place);
+        drop(again);
+        assert!(buffers.take(CAPACITY_STEP + 1).capacity() > CAPACITY_STEP);
+        let buffers = Buffers::default();
+        let many: Vec<_> = (0..4).map(|_| buffers.take(KEPT_BYTES / 2)).collect();
+        drop(many);
+        assert_eq!(buffers.free.lock().len(), 2);
     }
 
     #[test]

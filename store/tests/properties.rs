@@ -186,7 +186,7 @@ impl Sketch {
                 }
                 kind => OutRecord::empty(record.address, record.blocks, kind),
             };
-            writer.push(&[out], stored).unwrap();
+            writer.push(&[out], &stored).unwrap();
         }
         writer.finish().unwrap();
     }

@@ -1,5 +1,7 @@
 //! Volumes on real files: what is written comes back, also after the process is gone.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;

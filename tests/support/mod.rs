@@ -3,7 +3,13 @@
 #![allow(dead_code, unused_imports)] // each test binary uses its own part
 #![allow(clippy::unwrap_used)] // a test ends where it cannot go on
 
+pub mod blocks;
+#[path = "../../store/tests/support/client.rs"]
+pub mod client;
 mod clients;
+#[path = "../../store/tests/support/history.rs"]
+pub mod history;
+pub mod live;
 mod served;
 
 use std::io::Write;

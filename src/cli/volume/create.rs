@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use walkeep_store::volume::{
-    Created, Home, NbdAddress, Options, Plan, PlannedFile, VolumeName, plan_create,
-};
+use walkeep_store::nbd::Address;
+use walkeep_store::volume::{Created, Home, Options, Plan, PlannedFile, VolumeName, plan_create};
 use walkeep_wire::PhysicalBlock;
 
+use super::OVERFLOW_HINT;
 use crate::cli::guard::usage;
 use crate::cli::options::{Size, block_size};
 use crate::cli::progress::with_progress;
@@ -40,7 +40,7 @@ pub struct Create {
     /// Where NBD clients find the volume: unix:PATH or tcp:HOST:PORT [default: a socket in its
     /// folder]
     #[arg(long, value_name = "ADDRESS")]
-    nbd: Option<NbdAddress>,
+    nbd: Option<Address>,
     /// NBD clients may not write
     #[arg(long)]
     read_only: bool,
@@ -92,10 +92,9 @@ fn created_text(created: &Created) -> String {
             Bytes(file.bytes())
         )
     };
-    let overflow = if superblock.is_overflowed() {
-        "\n  the log overflowed: take a full or hash backup, then reset it (walkeep volume reset)"
-    } else {
-        ""
+    let overflow = match superblock.is_overflowed() {
+        true => format!("\n  the log overflowed: {OVERFLOW_HINT}"),
+        false => String::new(),
     };
     format!(
         "{}: volume of {}, blocks of {} bytes, log {}{}{}{overflow}",

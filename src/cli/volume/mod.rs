@@ -15,6 +15,9 @@ use walkeep_store::volume::{Home, VolumeName};
 
 use super::Outcome;
 
+/// What an operator does about a log that overflowed.
+const OVERFLOW_HINT: &str = "take a full or hash backup, then reset the log (walkeep volume reset)";
+
 #[derive(Args)]
 pub struct Volume {
     /// Where volumes are registered [default: WALKEEP_HOME, else /var/lib/walkeep for root and the

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use walkeep_store::nbd::{Address, ExportOptions, Limits as ClientLimits, Server};
-use walkeep_store::volume::{Entry, NbdAddress};
+use walkeep_store::volume::{Entry, Options};
 use walkeep_store::wal_device::{Host, Limits, Paths, Volume};
 
+use super::OVERFLOW_HINT;
 use crate::cli::report::{Bytes, say};
 
 /// Opens the WAL device of a volume whose lock this process holds, and tells what recovery did.
@@ -18,7 +19,7 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
         data: config.data.clone(),
         state: entry.state_path(),
     };
-    let opened = Volume::open(host, &paths, Limits::default());
+    let opened = Volume::open(host, &paths, limits(&config.options));
     let (volume, recovered) = opened.with_context(|| format!("volume {}", entry.name()))?;
     if recovered.packs > 0 {
         say(
@@ -33,6 +34,10 @@ pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
             ),
         )?;
     }
+    if let Some(lsid) = recovered.overflow {
+        let name = entry.name();
+        eprintln!("walkeep: {name}: the log overflowed at lsid {lsid}: {OVERFLOW_HINT}");
+    }
     Ok(volume)
 }
 
@@ -44,7 +49,7 @@ pub struct Export {
 }
 
 /// Serves exports at an address; returns the server and where it really listens.
-pub fn listen(address: &NbdAddress, exports: &[Export]) -> Result<(Server, Address)> {
+pub fn listen(address: &Address, exports: &[Export]) -> Result<(Server, Address)> {
     let server = Server::new(ClientLimits::default());
     for export in exports {
         let options = ExportOptions {
@@ -53,7 +58,21 @@ pub fn listen(address: &NbdAddress, exports: &[Export]) -> Result<(Server, Addre
         };
         server.add(&export.name, export.volume.clone(), options)?;
     }
-    let address: Address = address.to_string().parse().map_err(anyhow::Error::msg)?;
-    let bound = server.listen(&address)?;
+    let bound = server.listen(address)?;
     Ok((server, bound))
+}
+
+/// The defaults, but for what the volume's file says.
+fn limits(options: &Options) -> Limits {
+    let mut limits = Limits::default();
+    let mib = |value: Option<u32>, or: u64| value.map_or(or, |n| u64::from(n) << 20);
+    limits.memory = mib(options.max_pending_mib, limits.memory);
+    limits.unsynced = mib(options.log_sync_mib, limits.unsynced);
+    if let Some(ms) = options.log_sync_ms {
+        limits.unsynced_age = u64::from(ms) * 1000;
+    }
+    if let Some(ms) = options.checkpoint_interval_ms {
+        limits.checkpoint_age = ms.saturating_mul(1000);
+    }
+    limits
 }

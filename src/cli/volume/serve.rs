@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
-use walkeep_store::nbd::Server;
-use walkeep_store::volume::{ControlServer, Entry, Home, NbdAddress, VolumeLock, VolumeName};
+use walkeep_store::nbd::{Address, Server};
+use walkeep_store::volume::{ControlServer, Entry, Home, VolumeLock, VolumeName};
 use walkeep_store::wal_device::{Host, Volume};
 
 use super::open::{Export, listen, open_volume};
@@ -35,7 +35,7 @@ pub struct Serve {
     /// Where NBD clients find all of them: unix:PATH or tcp:HOST:PORT [default: what is registered,
     /// else a socket in each volume's folder]
     #[arg(long, value_name = "ADDRESS")]
-    nbd: Option<NbdAddress>,
+    nbd: Option<Address>,
     /// Let other hosts connect: NBD has no secrecy and no passwords
     #[arg(long)]
     insecure: bool,
@@ -99,6 +99,7 @@ impl Serve {
         let host = Host::new().context("cannot start a thread")?;
         let mut served = Vec::new();
         let entries = self.entries(home, &mut outcome)?;
+        // Wrong usage ends the process: before any volume is opened.
         for entry in &entries {
             self.check_address(&self.address(entry));
         }
@@ -142,11 +143,11 @@ impl Serve {
         Ok(entries)
     }
 
-    fn address(&self, entry: &Entry) -> NbdAddress {
+    fn address(&self, entry: &Entry) -> Address {
         self.nbd.clone().unwrap_or_else(|| entry.nbd_address())
     }
 
-    fn check_address(&self, address: &NbdAddress) {
+    fn check_address(&self, address: &Address) {
         if !self.insecure && !address.is_local() {
             usage(&format!(
                 "{address}: expected an address that only this host reaches: anybody who reaches \
@@ -157,7 +158,7 @@ impl Serve {
 
     /// One NBD server for each address, with the exports of its volumes.
     fn listen_all(&self, served: &[Served]) -> Result<Vec<Server>> {
-        let mut exports: BTreeMap<NbdAddress, Vec<Export>> = BTreeMap::new();
+        let mut exports: BTreeMap<Address, Vec<Export>> = BTreeMap::new();
         for volume in served {
             let export = Export {
                 name: volume.entry.name().to_string(),

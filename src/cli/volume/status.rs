@@ -10,6 +10,7 @@ use walkeep_store::ldev::LogDevice;
 use walkeep_store::volume::{ControlClient, ControlError, Entry, Home, VolumeName};
 use walkeep_store::wal_device::control::{Histogram, Status};
 
+use super::OVERFLOW_HINT;
 use crate::cli::report::{Bytes, lb_bytes};
 
 #[derive(Args)]
@@ -107,8 +108,12 @@ impl Seen {
             Self::Served { pid, status } => served_text(name, *pid, status),
             Self::Stopped(Ok(device)) => {
                 let superblock = device.superblock();
+                let overflow = match superblock.is_overflowed() {
+                    true => format!("\n  overflow    {OVERFLOW_HINT}"),
+                    false => String::new(),
+                };
                 format!(
-                    "{name}: not served\n  size        {}, blocks of {} bytes\n  log         {}, \
+                    "{name}: not served{overflow}\n  size        {}, blocks of {} bytes\n  log         {}, \
                      ring {}\n  lsids       oldest {}, written {}",
                     Bytes(lb_bytes(superblock.device_blocks)),
                     superblock.pbs().bytes(),
@@ -218,8 +223,7 @@ fn overflow_text(mark: Option<(u64, u64)>) -> String {
         let time = time.map_or_else(|| format!("{seconds} s after 1970"), |t| t.to_string());
         format!("at lsid {lsid}, {time}: ")
     });
-    let hint = "take a full or hash backup and reset the log";
-    format!("{}{hint}", since.unwrap_or_default())
+    format!("{}{OVERFLOW_HINT}", since.unwrap_or_default())
 }
 
 /// `350 ms`, `4.2 s`, `3 min`, `5 h`, `2 d`.

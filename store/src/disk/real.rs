@@ -40,7 +40,6 @@ impl Disk for RealDisk {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .mode(0o644)
             .custom_flags(libc::O_TMPFILE)
             .open(dir)
             .map_err(|e| {

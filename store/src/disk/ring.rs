@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use io_uring::types::{Fd, FsyncFlags};
+use io_uring::types::Fd;
 use io_uring::{IoUring, Probe, opcode, squeue};
 use parking_lot::Mutex;
 
@@ -27,8 +27,8 @@ use crate::sys::MAX_PARTS;
 
 /// Entries of the submission queue; twice as many requests are with the kernel at most.
 const ENTRIES: u32 = 256;
-/// Kernel threads for operations that must wait; with the default of four for each processor,
-/// writes would hold up syncs.
+/// Kernel threads for operations that must wait; the default of four for each processor is few for
+/// many files.
 const WORKERS: u32 = 32;
 /// Most bytes of one read, as the kernel has it.
 const MAX_READ: usize = 1 << 30;
@@ -46,7 +46,6 @@ pub(super) enum Call {
         buffer: Vec<u8>,
         filled: usize,
     },
-    Sync,
 }
 
 /// An operation on its way. The file must have a descriptor.
@@ -244,7 +243,6 @@ impl InKernel {
                 let read = opcode::Read::new(fd, rest.as_mut_ptr(), length);
                 read.offset(*offset + *filled as u64).build()
             }
-            Call::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
         })
     }
 }

@@ -14,4 +14,5 @@ mod socket;
 mod transmission;
 
 pub use address::Address;
+pub(crate) use address::MAX_SOCKET_PATH;
 pub use server::{ExportOptions, Limits, Server};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use walkeep_wire::PhysicalBlock;
 
-use super::{NbdAddress, VolumeName};
+use super::VolumeName;
+use crate::nbd::Address;
 use crate::output::Output;
 use crate::{Error, Result};
 
@@ -31,7 +32,7 @@ pub struct VolumeConfig {
     pub block_size: u32,
     /// Where NBD clients find it; `nbd.sock` in the volume's folder if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nbd: Option<NbdAddress>,
+    pub nbd: Option<Address>,
     /// Clients may not write.
     #[serde(default, skip_serializing_if = "is_false")]
     pub read_only: bool,
@@ -210,7 +211,7 @@ mod tests {
             ("/a/log", "log", "log: expected an absolute path, found log"),
             ("4096", "1000", "block_size: expected 512, 1024, 2048 or"),
             ("4096", "-1", "block_size"),
-            ("tcp:", "udp:", "NBD address: expected unix:PATH"),
+            ("tcp:", "udp:", "expected unix:PATH"),
         ] {
             std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
             let error = VolumeConfig::load(&path, &config().name).unwrap_err();

@@ -13,9 +13,10 @@ use walkeep_wire::PhysicalBlock;
 use walkeep_wire::ldev::Superblock;
 use walkeep_wire::ldev::ring::Ring;
 
-use super::{Entry, Home, NbdAddress, Options, VolumeConfig, VolumeName};
+use super::{Entry, Home, Options, VolumeConfig, VolumeName};
 use crate::input::{is_same_file, size_of_file};
 use crate::ldev::{FormatOptions, LogDevice, format_file};
+use crate::nbd::Address;
 use crate::output::Output;
 use crate::{Error, Meter, Result, sys};
 
@@ -45,7 +46,7 @@ pub struct Plan {
     /// Existing data and logs may be taken, as they are.
     pub adopt: bool,
     /// Where NBD clients shall find the volume, if not in its folder.
-    pub nbd: Option<NbdAddress>,
+    pub nbd: Option<Address>,
     /// Clients may not write.
     pub read_only: bool,
     /// Limits of the WAL device.

@@ -3,7 +3,6 @@
 //!
 //! Nothing here reads or writes the content of a volume, and nothing decides about its log.
 
-mod address;
 mod client;
 mod config;
 mod create;
@@ -13,10 +12,6 @@ mod protocol;
 mod registry;
 mod server;
 
-use crate::block::BlockDevice;
-use crate::wal_device::control::Control;
-
-pub use address::NbdAddress;
 pub use client::{ControlClient, ControlError};
 pub use config::{Options, VolumeConfig};
 pub use create::{Checked, Created, Plan, PlannedFile, default_log_bytes, plan_create};
@@ -27,11 +22,6 @@ pub use protocol::{
 };
 pub use registry::{Entry, Home, Purged};
 pub use server::ControlServer;
-
-/// A running volume: what exports serve and what the control socket commands.
-pub trait Device: BlockDevice + Control {}
-
-impl<T: BlockDevice + Control> Device for T {}
 
 #[cfg(test)]
 mod tests;

@@ -139,15 +139,17 @@ impl Lines {
         let mut seen = 0;
         let mut deadline = (!self.rest.is_empty()).then(|| Instant::now() + LINE_TIME);
         loop {
-            if let Some(end) = self.rest[seen..].iter().position(|byte| *byte == b'\n') {
-                let mut line: Vec<u8> = self.rest.drain(..=seen + end).collect();
+            let end = self.rest[seen..].iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(self.rest.len(), |end| seen + end);
+            if length > MAX_LINE {
+                return Err(invalid(&format!("a line of more than {MAX_LINE} bytes")));
+            }
+            if end.is_some() {
+                let mut line: Vec<u8> = self.rest.drain(..=length).collect();
                 line.pop();
                 return Ok(Some(line));
             }
-            seen = self.rest.len();
-            if seen > MAX_LINE {
-                return Err(invalid(&format!("a line of more than {MAX_LINE} bytes")));
-            }
+            seen = length;
             if self.fill(deadline, patience)? == 0 {
                 return match seen {
                     0 => Ok(None),
@@ -257,10 +259,30 @@ mod tests {
         drop(peer);
         assert_eq!(next().unwrap_err().kind(), io::ErrorKind::InvalidData);
 
+        for (length, fits) in [(MAX_LINE, true), (MAX_LINE + 1, false)] {
+            let (mut peer, stream) = UnixStream::pair().unwrap();
+            // Open to the end: not the end of the stream ends the line.
+            let _open = peer.try_clone().unwrap();
+            let line = [vec![b'x'; length], vec![b'\n']].concat();
+            let writer = std::thread::spawn(move || peer.write_all(&line));
+            let read = Lines::new(stream).unwrap().read(None);
+            let read = read.map(Option::unwrap_or_default).map_err(|e| e.kind());
+            let expected = if fits {
+                Ok(length)
+            } else {
+                Err(io::ErrorKind::InvalidData)
+            };
+            assert_eq!(read.map(|line| line.len()), expected);
+            let _ = writer.join();
+        }
         let (mut peer, stream) = UnixStream::pair().unwrap();
+        let _open = peer.try_clone().unwrap();
         let writer = std::thread::spawn(move || peer.write_all(&vec![b'x'; 2 * MAX_LINE]));
         let error = Lines::new(stream).unwrap().read(None).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(
+            error.to_string().contains("more than 65536 bytes"),
+            "{error}"
+        );
         let _ = writer.join();
 
         let (peer, stream) = UnixStream::pair().unwrap();

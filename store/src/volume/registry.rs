@@ -9,8 +9,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::address::MAX_SOCKET_PATH;
-use super::{NbdAddress, VolumeConfig, VolumeLock, VolumeName};
+use super::{VolumeConfig, VolumeLock, VolumeName};
+use crate::nbd::Address;
+use crate::nbd::MAX_SOCKET_PATH;
 use crate::{Error, Result};
 
 const CONFIG: &str = "volume.toml";
@@ -256,8 +257,8 @@ impl Entry {
     }
 
     /// Where NBD clients find the volume.
-    pub fn nbd_address(&self) -> NbdAddress {
-        let own = || NbdAddress::Unix(self.folder.join("nbd.sock"));
+    pub fn nbd_address(&self) -> Address {
+        let own = || Address::Unix(self.folder.join("nbd.sock"));
         self.config.nbd.clone().unwrap_or_else(own)
     }
 

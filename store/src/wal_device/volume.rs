@@ -21,7 +21,7 @@ use super::host::{Host, Sleeper};
 use super::machine::{Command, Effect, Event, Failure, IoId, Limits, Machine, Target, Ticket};
 use super::recover::{Named, Recovered, read_superblock, recover, replay_again, write_superblock};
 use super::state::{Mark, State};
-use crate::block::{BlockDevice, Done, Extent, Geometry, Op, Refusal, Reply, Request};
+use crate::block::{BlockDevice, Done, Extent, Geometry, Op, Refusal, Reply, Request, together};
 use crate::disk::engine::{FileOp, carry_out};
 use crate::disk::{DiskFile, Mode};
 use crate::{Error, Result};
@@ -72,7 +72,7 @@ struct Core {
 /// Who carries effects out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caller {
-    /// A thread that may block; it brought one request, or more.
+    /// A thread that may block. `alone`: it brought one request, which waits for a sync.
     Client { alone: bool },
     /// A thread that others wait for.
     Engine,
@@ -165,15 +165,16 @@ impl Volume {
             for effect in work.effects {
                 self.perform(effect, caller, alone, &mut finished);
             }
-            for (done, result) in work.answers {
-                done(result);
-            }
+            let answers = work.answers;
+            together(|| answers.into_iter().for_each(|(done, result)| done(result)));
+            let synced = finished.iter().any(|(.., op)| matches!(op, FileOp::Sync));
             let inline = finished.into_iter();
             let events: Vec<_> = inline.filter_map(|io| self.carry_out(io)).collect();
             if events.is_empty() {
                 return;
             }
-            alone = alone && events.len() == 1;
+            // One write and one sync for its own client: what others wait for is not its work.
+            alone = alone && !synced;
             work = self.turn(|core, now, out| {
                 for (id, result) in events {
                     core.machine.on(Event::Finished { id, result }, now, out);
@@ -445,7 +446,7 @@ impl BlockDevice for Volume {
     }
 
     fn submit(&self, batch: Vec<Request>) {
-        let alone = batch.len() == 1;
+        let alone = batch.len() == 1 && batch.iter().all(|request| waits_for_a_sync(&request.op));
         self.drive(Caller::Client { alone }, |core, now, out| {
             for Request { op, done } in batch {
                 let ticket = core.ticket();
@@ -527,6 +528,14 @@ fn is_inline(target: Target, op: &FileOp, caller: Caller, alone: bool) -> bool {
         (Target::Log, FileOp::Sync) => alone,
         (Target::Data, FileOp::Read { len, .. }) => *len <= SMALL_READ,
         _ => false,
+    }
+}
+
+const fn waits_for_a_sync(op: &Op) -> bool {
+    match op {
+        Op::Flush => true,
+        Op::Write { fua, .. } | Op::Trim { fua, .. } | Op::Zero { fua, .. } => *fua,
+        Op::Read { .. } | Op::Extents { .. } => false,
     }
 }
 

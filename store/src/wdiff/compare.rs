@@ -11,7 +11,7 @@ use super::{DiffWriter, Shape};
 use crate::input::{FilePool, InputFile};
 use crate::output::Output;
 use crate::payload::Fetcher;
-use crate::pipeline::{Job, ordered};
+use crate::pipeline::{Buffers, Job, ordered};
 use crate::{Error, Meter, Result, Workers};
 
 /// Bytes compared at once.
@@ -100,12 +100,13 @@ pub fn write_difference(
 ) -> Result<walkeep_wire::wdiff::Tally> {
     let path = output;
     let mut writer = DiffWriter::create(Output::create(output)?, shape, Uuid::ZERO)?;
+    let buffers = Buffers::default();
     each_chunk(
         images,
         workers,
         meter,
         |chunks, start, length| {
-            let mut data = Vec::new();
+            let mut data = buffers.take(length as usize);
             let mut records = Vec::new();
             for found in chunks.differences(images, start, length)? {
                 for part in cut(found, shape.max_io) {
@@ -116,7 +117,7 @@ pub fn write_difference(
         },
         |(records, data)| {
             writer
-                .push(&records, data)
+                .push(&records, &data)
                 .map_err(|e| Error::file(path, "write", e))
         },
     )?;

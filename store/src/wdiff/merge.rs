@@ -8,7 +8,7 @@ use walkeep_wire::wdiff::{CompressOption, Tally};
 use super::{Batches, DiffWriter, Shape, open_all};
 use crate::output::Output;
 use crate::payload::Fetcher;
-use crate::pipeline::ordered;
+use crate::pipeline::{Buffers, ordered};
 use crate::{Error, Meter, Result, Workers};
 
 /// How to merge.
@@ -55,13 +55,15 @@ pub fn merge(
     let output_path = output;
     let mut writer = DiffWriter::create(Output::create(output)?, options.shape, uuid)?;
     let mut batches = Batches::new(cursors, options.shape.max_io);
+    let buffers = Buffers::default();
     ordered(
         options.workers,
         || batches.next(),
         Fetcher::default,
         |fetcher, pieces| {
             let mut records = Vec::with_capacity(pieces.len());
-            let mut data = Vec::with_capacity(pieces.iter().map(|p| p.data_bytes() as usize).sum());
+            let plain: u64 = pieces.iter().map(|p| p.data_bytes()).sum();
+            let mut data = buffers.take(plain as usize);
             for piece in pieces {
                 let record = &piece.record;
                 records.push(fetcher.stored(
@@ -77,7 +79,7 @@ pub fn merge(
         |(records, data)| {
             meter.add(data.len() as u64);
             writer
-                .push(&records, data)
+                .push(&records, &data)
                 .map_err(|e| Error::file(output_path, "write", e))
         },
     )?;

@@ -11,7 +11,7 @@ use super::{Batches, open_all};
 use crate::input::{FilePool, InputFile};
 use crate::output::Output;
 use crate::payload::{Fetcher, Sources};
-use crate::pipeline::{Job, ordered};
+use crate::pipeline::{Buffer, Buffers, Job, ordered};
 use crate::{Error, Meter, Result, Workers};
 
 /// Bytes of image that one job makes.
@@ -148,15 +148,16 @@ fn scan_chunks(
         clipped: 0,
     };
     let mut from_diffs = 0;
+    let buffers = Buffers::default();
     ordered(
         workers,
         || chunks.next(),
         Fetcher::default,
-        |fetcher, chunk| fill(fetcher, &sources, base, chunk),
+        |fetcher, chunk| fill(fetcher, &sources, base, chunk, &buffers),
         |(start, end, bytes, diff_bytes)| {
             from_diffs += diff_bytes;
             meter.add(end - start);
-            consume(start, end - start, bytes.as_deref())
+            consume(start, end - start, bytes.as_ref().map(|b| b.as_slice()))
         },
     )?;
     Ok(ImageSize {
@@ -179,14 +180,15 @@ fn open_base(path: &Path) -> Result<(InputFile, u64)> {
     )))
 }
 
-type Filled = (u64, u64, Option<Vec<u8>>, u64);
+type Filled<'a> = (u64, u64, Option<Buffer<'a>>, u64);
 
-fn fill(
+fn fill<'a>(
     fetcher: &mut Fetcher,
     sources: &Sources,
     base: &InputFile,
     chunk: Chunk,
-) -> Result<Filled> {
+    buffers: &'a Buffers,
+) -> Result<Filled<'a>> {
     let block = LOGICAL_BLOCK as u64;
     let Chunk {
         start,
@@ -202,7 +204,7 @@ fn fill(
     if zeros && (base_is_hole || diff_bytes == end - start) {
         return Ok((start, end, None, diff_bytes));
     }
-    let mut bytes = Vec::with_capacity((end - start) as usize);
+    let mut bytes = buffers.take((end - start) as usize);
     for piece in pieces {
         read_base(
             base,

@@ -1,5 +1,6 @@
 //! Reads every record of a diff, checks it and decompresses it (reference: "wdiff").
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use walkeep_wire::wdiff::{Body, Compression, FileHeader, IndexSuper, Kind, Tally};
@@ -20,7 +21,8 @@ pub struct VerifyReport {
     pub file_bytes: u64,
     /// Records by kind.
     pub tally: Tally,
-    /// Data records and their stored bytes by algorithm, in the order of [`Compression::ALL`].
+    /// Data records by algorithm, in the order of [`Compression::ALL`], and the bytes of what is
+    /// stored for them: an image that several records share counts once.
     pub stored: [(u64, u64); 6],
     /// First block and the block after the last, unless the diff is empty.
     pub range: Option<(u64, u64)>,
@@ -45,6 +47,8 @@ pub fn verify(
     };
     meter.expect(report.file_bytes);
     let mut batches = Batches::new(cursors, 0);
+    // Only an index lets records share images.
+    let mut seen = report.index.map(|_| HashSet::new());
     ordered(
         workers,
         || batches.next(),
@@ -69,8 +73,13 @@ pub fn verify(
                 if let Body::Data(stored) = record.body {
                     let (count, bytes) = &mut report.stored[stored.compression as usize];
                     *count += 1;
-                    *bytes += u64::from(stored.size);
-                    meter.add(u64::from(stored.size));
+                    if seen
+                        .as_mut()
+                        .is_none_or(|seen| seen.insert(stored.position))
+                    {
+                        *bytes += u64::from(stored.size);
+                        meter.add(u64::from(stored.size));
+                    }
                 }
             }
             Ok(())

@@ -30,7 +30,7 @@ pub struct DiffWriter {
 }
 
 enum Target {
-    Sorted(SortedWriter<BufWriter<Output>>),
+    Sorted(SortedWriter<Output>),
     Indexed(IndexedWriter<BufWriter<Output>>),
 }
 
@@ -38,10 +38,12 @@ impl DiffWriter {
     /// Begins a diff.
     pub fn create(output: Output, shape: Shape, uuid: Uuid) -> Result<Self> {
         let path = output.path().to_owned();
-        let out = BufWriter::with_capacity(BUFFER, output);
         let to = match shape.format {
-            Format::Sorted => SortedWriter::create(out, uuid).map(Target::Sorted),
-            Format::Indexed => IndexedWriter::create(out, uuid, shape.max_io).map(Target::Indexed),
+            Format::Sorted => SortedWriter::create(output, uuid).map(Target::Sorted),
+            Format::Indexed => {
+                let out = BufWriter::with_capacity(BUFFER, output);
+                IndexedWriter::create(out, uuid, shape.max_io).map(Target::Indexed)
+            }
         };
         let to = to.map_err(|e| crate::Error::file(&path, "write", e))?;
         Ok(Self {
@@ -52,7 +54,7 @@ impl DiffWriter {
     }
 
     /// Adds records whose stored bytes lie in `data` one after the other.
-    pub fn push(&mut self, records: &[OutRecord], data: Vec<u8>) -> std::io::Result<()> {
+    pub fn push(&mut self, records: &[OutRecord], data: &[u8]) -> std::io::Result<()> {
         for record in records {
             self.tally.add(record.kind, record.blocks);
         }
@@ -60,7 +62,7 @@ impl DiffWriter {
         match &mut self.to {
             Target::Sorted(writer) => writer.push(records, data),
             Target::Indexed(writer) => {
-                let mut rest = &data[..];
+                let mut rest = data;
                 records.iter().try_for_each(|record| {
                     let (stored, behind) = rest.split_at(record.size as usize);
                     rest = behind;
@@ -74,12 +76,11 @@ impl DiffWriter {
     pub fn finish(self) -> Result<()> {
         let finished = match self.to {
             Target::Sorted(writer) => writer.finish(),
-            Target::Indexed(writer) => writer.finish(),
+            Target::Indexed(writer) => writer
+                .finish()
+                .and_then(|out| out.into_inner().map_err(|e| e.into_error())),
         };
-        let flushed = finished.and_then(|mut out| {
-            out.flush()?;
-            out.into_inner().map_err(|e| e.into_error())
-        });
+        let flushed = finished.and_then(|mut output| output.flush().map(|()| output));
         flushed
             .map_err(|e| crate::Error::Refused(format!("cannot write the diff: {e}")))?
             .commit()

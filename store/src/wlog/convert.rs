@@ -16,7 +16,7 @@ use walkeep_wire::{Uuid, blocks_to_bytes};
 use super::scan::{LogBatches, LogFile, LogIo};
 use crate::output::Output;
 use crate::payload::Fetcher;
-use crate::pipeline::{Job, ordered};
+use crate::pipeline::{Buffers, Job, ordered};
 use crate::wdiff::{DiffWriter, Shape};
 use crate::{Error, Meter, Result, Workers};
 
@@ -100,13 +100,17 @@ fn append_all(
     options: &ConvertOptions,
     meter: &Meter,
 ) -> Result<DiffWriter> {
+    let buffers = Buffers::default();
     ordered(
         options.workers,
         || batches.next(),
         || (Fetcher::default(), Vec::new()),
         |(fetcher, step), ios| {
             let mut records = Vec::with_capacity(ios.len());
-            let mut data = Vec::new();
+            let plain: u64 = ios.iter().map(LogIo::data_bytes).sum();
+            // Memory only for what the file really has.
+            let plain = plain.min(log.bytes()?);
+            let mut data = buffers.take(plain as usize);
             for io in &ios {
                 let (address, blocks) = (io.record.address, io.record.blocks);
                 records.push(match checked_kind(log, io, step)? {
@@ -126,7 +130,7 @@ fn append_all(
         |(records, data)| {
             meter.add(records.iter().map(|r| plain_bytes(r.kind, r.blocks)).sum());
             writer
-                .push(&records, data)
+                .push(&records, &data)
                 .map_err(|e| Error::file(output, "write", e))
         },
     )?;
@@ -194,6 +198,7 @@ fn write_sorted(
         }
         Ok((!work.is_empty()).then_some(Job { work, weight }))
     };
+    let buffers = Buffers::default();
     ordered(
         options.workers,
         &mut next_batch,
@@ -201,7 +206,7 @@ fn write_sorted(
         |fetcher, pieces: Vec<LogEntry>| {
             let plain: u64 = pieces.iter().map(|p| plain_bytes(p.kind, p.blocks)).sum();
             let mut records = Vec::with_capacity(pieces.len());
-            let mut data = Vec::with_capacity(plain as usize);
+            let mut data = buffers.take(plain as usize);
             for piece in pieces {
                 let range = (piece.address, piece.blocks);
                 records.push(match piece.kind {
@@ -221,7 +226,7 @@ fn write_sorted(
         |(records, data, plain)| {
             meter.add(plain);
             writer
-                .push(&records, data)
+                .push(&records, &data)
                 .map_err(|e| Error::file(output, "write", e))
         },
     )?;

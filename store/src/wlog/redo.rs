@@ -8,7 +8,7 @@ use walkeep_wire::wdiff::{Kind, Tally};
 
 use super::scan::{LogBatches, LogFile, LogIo};
 use crate::image::ImageFile;
-use crate::pipeline::ordered;
+use crate::pipeline::{Buffer, Buffers, ordered};
 use crate::{Meter, Result, Workers};
 
 /// What was replayed.
@@ -37,11 +37,12 @@ pub fn redo(
     meter.expect(log.bytes()?);
     let mut batches = LogBatches::new(&log)?;
     let mut report = RedoReport::default();
+    let buffers = Buffers::default();
     let done = ordered(
         workers,
         || batches.next(),
         || (),
-        |(), ios| load(&log, ios, skip_checksum),
+        |(), ios| load(&log, ios, skip_checksum, &buffers),
         |(ios, data)| {
             meter.add(data.len() as u64);
             apply(image, &ios, &data, &mut report)
@@ -54,13 +55,17 @@ pub fn redo(
     Ok(report)
 }
 
-fn load(log: &LogFile, ios: Vec<LogIo>, skip_checksum: bool) -> Result<(Vec<LogIo>, Vec<u8>)> {
-    let with_data = || ios.iter().filter(|io| io.record.kind == RecordKind::Data);
-    let bytes: u64 = with_data().map(|io| io.record.bytes()).sum();
+fn load<'a>(
+    log: &LogFile,
+    ios: Vec<LogIo>,
+    skip_checksum: bool,
+    buffers: &'a Buffers,
+) -> Result<(Vec<LogIo>, Buffer<'a>)> {
+    let bytes: u64 = ios.iter().map(LogIo::data_bytes).sum();
     // Memory only for what the file really has.
     let available = log.bytes()?;
-    let mut data = Vec::with_capacity(bytes.min(available) as usize);
-    for io in with_data() {
+    let mut data = buffers.take(bytes.min(available) as usize);
+    for io in ios.iter().filter(|io| io.record.kind == RecordKind::Data) {
         let start = data.len();
         let wanted = io.record.bytes();
         if io.position.saturating_add(wanted) > available {

@@ -147,6 +147,14 @@ pub(super) struct LogIo {
 }
 
 impl LogIo {
+    /// Bytes of its data; 0 for a discard.
+    pub(super) fn data_bytes(&self) -> u64 {
+        match self.record.kind {
+            RecordKind::Data => self.record.bytes(),
+            RecordKind::Discard | RecordKind::Padding => 0,
+        }
+    }
+
     /// The checksum of the data must be that of the record.
     pub(super) fn compare(&self, sum: u32) -> Result<(), Flaw> {
         if sum == self.record.checksum {
@@ -190,9 +198,7 @@ impl<'a> LogBatches<'a> {
             match self.next_io()? {
                 None => break,
                 Some(io) => {
-                    if io.record.kind == RecordKind::Data {
-                        weight += io.record.bytes();
-                    }
+                    weight += io.data_bytes();
                     work.push(io);
                 }
             }

@@ -1,4 +1,4 @@
-//! Packing IOs into logpacks (reference: "How packs are built").
+//! Packing IOs into logpacks (reference: "Building packs").
 //!
 //! The builder places IOs and makes headers. It never holds data: the caller keeps the data of the
 //! IOs it has pushed, in order, and writes it behind the headers that come out.

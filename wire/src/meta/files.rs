@@ -1,4 +1,4 @@
-//! What the metadata files of a volume hold (reference: "Directories and files").
+//! What the metadata files of a volume hold (reference: "Volume files").
 //!
 //! Each file is one serialised value that fills it: read with [`Serial::from_bytes`], written with
 //! [`Serial::to_bytes`]. Besides the types here, `done` is a [`MetaLsidGid`](super::MetaLsidGid),

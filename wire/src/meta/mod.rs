@@ -1,5 +1,5 @@
 //! Snapshots, diffs, states, and the files that keep them (reference: "Snapshots and diffs",
-//! "Metadata files", "Storage queue").
+//! "Volume files", "Queue file").
 //!
 //! [`MetaSnap`], [`MetaDiff`] and [`MetaState`] are the algebra; [`DiffSet`] holds the diffs of one
 //! volume and answers which of them to apply, merge, send or drop. Its greedy answers are those of

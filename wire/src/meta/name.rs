@@ -1,4 +1,4 @@
-//! Names of diff files (reference: "Diff file names").
+//! Names of diff files (reference: "wdiff names").
 //!
 //! `<YYYYMMDDhhmmss>-<M|-><C|->-<gids>.wdiff`, with two gids for a clean diff and four for a dirty
 //! one. The size of the diff is not in its name.

@@ -1,4 +1,4 @@
-//! How a storage gives out gids and chooses what to send (reference: "Storage queue").
+//! How a storage gives out gids and chooses what to send (reference: "Queue file").
 //!
 //! The front of the queue is the newest snapshot, the back the oldest; `done`, up to which
 //! everything has been sent, is older than all. Positions and lengths are in physical blocks.

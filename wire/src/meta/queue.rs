@@ -1,4 +1,4 @@
-//! The queue of snapshots that a storage has yet to send (reference: "Storage queue").
+//! The queue of snapshots that a storage has yet to send (reference: "Queue file").
 //!
 //! A memory-mapped file of the original: two copies of a header, then records from the front
 //! (newest) to the back (oldest), then an end stub that links back. Here it is a byte image.

@@ -1,4 +1,4 @@
-//! What can be restored, and how (reference: "Diff sets", sound choice).
+//! What can be restored, and how (reference: "Sound search").
 //!
 //! A gid is restorable when *some* sequence of applicable diffs leads from the base to the clean
 //! snapshot of that gid, and through all of an interrupted apply. A chain of n diffs could be chosen

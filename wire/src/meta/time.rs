@@ -1,4 +1,4 @@
-//! Unix timestamps as UTC calendar text, for file names and text forms (reference: "Diff file
+//! Unix timestamps as UTC calendar text, for file names and text forms (reference: "wdiff
 //! names").
 //!
 //! Civil arithmetic reaches the last second of the year 9999, which an instant with a time zone

@@ -134,6 +134,8 @@ impl FromStr for CompressOption {
 
 /// Reusable contexts of all algorithms. One per worker.
 pub struct Codec {
+    /// What a compressor writes into. It only grows.
+    packed: Vec<u8>,
     snappy_encoder: snap::raw::Encoder,
     snappy_decoder: snap::raw::Decoder,
     zlib_encoder: Option<(u8, flate2::Compress)>,
@@ -145,6 +147,7 @@ pub struct Codec {
 impl Default for Codec {
     fn default() -> Self {
         Self {
+            packed: Vec::new(),
             snappy_encoder: snap::raw::Encoder::new(),
             snappy_decoder: snap::raw::Decoder::new(),
             zlib_encoder: None,
@@ -165,26 +168,21 @@ impl Codec {
         plain: &[u8],
         out: &mut Vec<u8>,
     ) -> Compression {
-        let start = out.len();
-        let packed = match algorithm {
-            Compression::None => None,
-            _ => {
-                let room = self.bound(algorithm, plain.len());
-                out.resize(start + room, 0);
-                self.compress_into(algorithm, level, plain, &mut out[start..])
-            }
-        };
-        match packed {
-            Some(size) if size < plain.len() => {
-                out.truncate(start + size);
-                algorithm
-            }
-            _ => {
-                out.truncate(start);
-                out.extend_from_slice(plain);
-                Compression::None
-            }
+        if algorithm == Compression::None {
+            out.extend_from_slice(plain);
+            return Compression::None;
         }
+        let room = self.bound(algorithm, plain.len());
+        // Copying what came out costs less than making the room for what might be zeros each time.
+        let mut packed = std::mem::take(&mut self.packed);
+        if packed.len() < room {
+            packed.resize(room, 0);
+        }
+        let size = self.compress_into(algorithm, level, plain, &mut packed[..room]);
+        let smaller = size.filter(|size| *size < plain.len());
+        out.extend_from_slice(smaller.map_or(plain, |size| &packed[..size]));
+        self.packed = packed;
+        smaller.map_or(Compression::None, |_| algorithm)
     }
 
     /// Room the encoder needs. Those that stop cleanly at a full buffer get one byte less than the

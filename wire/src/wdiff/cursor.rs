@@ -417,7 +417,7 @@ mod tests {
         let records: Vec<_> = (0..130)
             .map(|i| OutRecord::empty(4 * i, 4, Kind::Discard))
             .collect();
-        writer.push(&records, vec![]).unwrap();
+        writer.push(&records, &[]).unwrap();
         let sound = writer.finish().unwrap().into_inner();
         assert_eq!(read_all(&sound).unwrap(), 130);
         // The second of the first pack, and the first of the second.

@@ -103,10 +103,11 @@ impl IndexRecord {
 
     /// The record, checked against the bounds of the stored images.
     pub fn to_record(&self, index_offset: u64) -> Result<Record, Flaw> {
+        self.check_place(index_offset)?;
         let body = match self.kind {
             Kind::AllZero => Body::AllZero,
             Kind::Discard => Body::Discard,
-            Kind::Data => Body::Data(self.stored(index_offset)?),
+            Kind::Data => Body::Data(self.stored()?),
         };
         if self.kind != Kind::Data {
             demand!(
@@ -126,9 +127,8 @@ impl IndexRecord {
         Ok(record)
     }
 
-    fn stored(&self, index_offset: u64) -> Result<Stored, Flaw> {
-        let compression = Compression::from_number(self.compression)
-            .ok_or_else(|| Flaw::new(13, "compression type", "0 to 5", self.compression))?;
+    /// Also without data, whose place means nothing, it lies where images are.
+    fn check_place(&self, index_offset: u64) -> Result<(), Flaw> {
         let end = self.data_offset.checked_add(u64::from(self.data_size));
         demand!(
             self.data_offset >= FILE_HEADER as u64 && end.is_some_and(|end| end <= index_offset),
@@ -137,6 +137,12 @@ impl IndexRecord {
             format!("bytes {FILE_HEADER} to {index_offset}"),
             format!("{} bytes at {}", self.data_size, self.data_offset)
         );
+        Ok(())
+    }
+
+    fn stored(&self) -> Result<Stored, Flaw> {
+        let compression = Compression::from_number(self.compression)
+            .ok_or_else(|| Flaw::new(13, "compression type", "0 to 5", self.compression))?;
         Ok(Stored {
             position: self.data_offset,
             size: self.data_size,
@@ -509,10 +515,41 @@ mod tests {
         let mut sorted = super::super::SortedWriter::create(memory, Uuid::ZERO).unwrap();
         let refusals = [
             indexed.push(&record, stored).is_err(),
-            sorted.push(&[record], stored.to_vec()).is_err(),
+            sorted.push(&[record], stored).is_err(),
         ];
         assert_eq!(refusals[0], refusals[1], "{io:?}");
         refusals[0]
+    }
+
+    /// Where there is no data its place means nothing, and is bounded all the same.
+    #[test]
+    fn the_place_of_every_record_lies_between_header_and_index() {
+        for kind in [Kind::Data, Kind::AllZero, Kind::Discard] {
+            let blocks = if kind == Kind::Data { 1 } else { 0 };
+            let at = |data_offset| IndexRecord {
+                address: 8,
+                blocks: 1,
+                kind,
+                compression: 0,
+                data_offset,
+                data_size: blocks * 512,
+                io_offset: 0,
+                orig_blocks: blocks,
+                io_checksum: 0,
+                rec_checksum: 0,
+            };
+            let last = 1000 - u64::from(blocks) * 512;
+            for good in [32, last] {
+                assert!(at(good).to_record(1000).is_ok(), "{kind:?} {good}");
+            }
+            for bad in [0, 31, last + 1, u64::MAX] {
+                let flaw = at(bad).to_record(1000).unwrap_err().to_string();
+                assert!(
+                    flaw.contains("place of the stored image"),
+                    "{kind:?}: {flaw}"
+                );
+            }
+        }
     }
 
     #[test]

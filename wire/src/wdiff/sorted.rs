@@ -333,7 +333,7 @@ enum Pending {
     /// In the output, behind room for the header at this position.
     Written(u64),
     /// Here, because the output cannot seek.
-    Held(Vec<Vec<u8>>),
+    Held(Vec<u8>),
 }
 
 impl<W: Write + Seek> SortedWriter<W> {
@@ -365,7 +365,7 @@ impl<W: Write + Seek> SortedWriter<W> {
     /// # Errors
     /// `InvalidInput` if a record is out of order, empty, ends beyond 2^64 blocks or has more than 32
     /// MiB of data, or if `data` has another length than the records say.
-    pub fn push(&mut self, records: &[OutRecord], mut data: Vec<u8>) -> std::io::Result<()> {
+    pub fn push(&mut self, records: &[OutRecord], mut data: &[u8]) -> std::io::Result<()> {
         let promised: u64 = records.iter().map(|r| u64::from(r.size)).sum();
         if promised != data.len() as u64 {
             return Err(invalid("record sizes and data differ"));
@@ -379,9 +379,9 @@ impl<W: Write + Seek> SortedWriter<W> {
                 .checked_end()
                 .ok_or_else(|| invalid("record range or size is wrong"))?;
             if self.is_full_for(record.size) {
-                let rest = data.split_off(in_pack);
-                self.put(std::mem::replace(&mut data, rest))?;
-                in_pack = 0;
+                let (ready, rest) = data.split_at(in_pack);
+                self.put(ready)?;
+                (data, in_pack) = (rest, 0);
                 self.end_pack()?;
             }
             self.begin_pack()?;
@@ -417,10 +417,10 @@ impl<W: Write + Seek> SortedWriter<W> {
         Ok(())
     }
 
-    fn put(&mut self, data: Vec<u8>) -> std::io::Result<()> {
+    fn put(&mut self, data: &[u8]) -> std::io::Result<()> {
         match &mut self.pending {
-            Pending::Written(_) => self.out.write_all(&data)?,
-            Pending::Held(held) => held.push(data),
+            Pending::Written(_) => self.out.write_all(data)?,
+            Pending::Held(held) => held.extend_from_slice(data),
         }
         Ok(())
     }
@@ -436,9 +436,8 @@ impl<W: Write + Seek> SortedWriter<W> {
             }
             Pending::Held(held) => {
                 self.out.write_all(&header[..])?;
-                for data in held.drain(..) {
-                    self.out.write_all(&data)?;
-                }
+                self.out.write_all(held)?;
+                held.clear();
             }
         }
         self.pack.records.clear();
@@ -558,7 +557,7 @@ mod tests {
             let data = part
                 .iter()
                 .flat_map(|r| vec![(r.address / 3) as u8; r.size as usize]);
-            writer.push(part, data.collect()).unwrap();
+            writer.push(part, &data.collect::<Vec<_>>()).unwrap();
         }
         writer.finish().unwrap()
     }

@@ -1,4 +1,4 @@
-//! Made-up workloads: valid packs for tests and measurements (reference: "wlog file").
+//! Made-up workloads: valid packs for tests and measurements (reference: "wlog").
 //!
 //! Everything follows from the options, by a generator of our own (splitmix64), so the same options
 //! give the same bytes forever. Not for anything that needs unpredictable numbers.

@@ -1,4 +1,4 @@
-//! The file header of a wlog (reference: "wlog file").
+//! The file header of a wlog (reference: "wlog").
 //!
 //! Always 4096 bytes, whatever the block size of the log. The packs behind it are not looked at.
 

@@ -1,4 +1,4 @@
-//! wlog files: packs cut out of a log (reference: "wlog file").
+//! wlog files: packs cut out of a log (reference: "wlog").
 //!
 //! [`Walk`] holds the rules of the file and does no I/O; [`Reader`] and [`Writer`] drive it over
 //! the `std::io` traits of a caller. [`text`] prints, [`generate`] makes workloads for tests.

@@ -1,4 +1,4 @@
-//! Reading a wlog from a stream (reference: "wlog file").
+//! Reading a wlog from a stream (reference: "wlog").
 //!
 //! The source is read once, front to back, without seeking. Memory follows the bytes that arrived:
 //! a record, at most 32 MiB, grows by pieces of 1 MiB. Checksums of all data are verified, also

@@ -1,4 +1,4 @@
-//! The rules of a wlog file as a state machine (reference: "wlog file").
+//! The rules of a wlog file as a state machine (reference: "wlog").
 //!
 //! A walk says where the next header stands and how long it is; whoever has the bytes feeds them.
 //! So a reader of a pipe and a parallel reader of a file share the rules. The walk never sees the

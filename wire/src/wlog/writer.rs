@@ -1,4 +1,4 @@
-//! Writing a wlog to a stream (reference: "wlog file").
+//! Writing a wlog to a stream (reference: "wlog").
 //!
 //! Every header goes through the [`Walk`] that readers use, so a writer cannot make a file that a
 //! reader refuses, except by wrong data: checksums of data are the caller's business.

@@ -199,6 +199,7 @@ impl Machine {
             let at = superblock.written_lsid;
             (self.oldest, self.completed, self.permanent, self.latest) = (at, at, at, at);
             self.overflow = None;
+            self.lsids_used_up = false;
             self.dirty_since = None;
         }
         self.window = window_blocks(&superblock, &self.limits);

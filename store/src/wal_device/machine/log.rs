@@ -171,7 +171,7 @@ impl Machine {
 
     /// Gives lsids to what waits, group by group, as far as the rules allow.
     pub(super) fn allocate(&mut self, now: u64, out: &mut Vec<Effect>) {
-        self.blocked = None;
+        let before = self.blocked.take();
         let stopped = self.frozen.is_some() || self.log_failed.is_some() || self.closed;
         while !stopped
             && !self.waiting.is_empty()
@@ -182,6 +182,8 @@ impl Machine {
                 self.start_group(group, out);
             }
         }
+        let waits = self.blocked == Some(Blocked::Window) && before != self.blocked;
+        self.counters.window_waits += u64::from(waits);
         self.unblock(out);
     }
 
@@ -196,7 +198,10 @@ impl Machine {
                 let id = self.name(Purpose::Mark(lsid));
                 out.push(Effect::SaveMark { id, lsid });
             }
-            Some(Blocked::Lsids) => self.refuse_waiting(Refusal::ReadOnly, u64::MAX, out),
+            Some(Blocked::Lsids) => {
+                self.lsids_used_up = true;
+                self.refuse_waiting(Refusal::ReadOnly, u64::MAX, out);
+            }
             _ => {}
         }
     }
@@ -274,7 +279,8 @@ impl Machine {
     fn max_pack_pb(&self) -> u32 {
         let wanted = self.limits.pack / self.pbs().bytes() as u64;
         let ring = self.superblock.ring.size() / 4;
-        wanted.min(ring).min(self.window / 2).max(1) as u32
+        // With a pack of padding before it, and two headers, it still fits in the window.
+        wanted.min(ring).min((self.window - 1) / 2).max(1) as u32
     }
 
     fn max_record_blocks(&self) -> u64 {
@@ -286,7 +292,8 @@ impl Machine {
     fn why_blocked(&self, end: u64, taken: &[(u64, Piece)]) -> Option<Blocked> {
         let ring = self.superblock.ring.size();
         let too_far = |from: u64| end.saturating_sub(from) > ring;
-        if end >= INVALID_LSID - ring {
+        // Builders keep a distance of their own from the end.
+        if end >= INVALID_LSID - ring.max(1 << 21) {
             return Some(Blocked::Lsids);
         }
         if too_far(self.superblock.written_lsid) && !self.forgets_window() {
@@ -325,12 +332,6 @@ impl Machine {
     #[allow(clippy::unnecessary_wraps)] // as the variant for tests
     const fn must_mark(&self) -> Option<Blocked> {
         Some(Blocked::Mark)
-    }
-
-    /// True when a pack could come too near to the end of the lsids.
-    pub(super) fn lsids_used_up(&self) -> bool {
-        let ring = self.superblock.ring.size();
-        self.latest >= INVALID_LSID - 2 * ring
     }
 
     /// Takes the first `blocks` of the first request as a record.

@@ -15,6 +15,8 @@
 mod behind;
 mod commands;
 mod failure;
+#[cfg(test)]
+mod laws;
 mod log;
 mod read;
 #[cfg(test)]
@@ -199,6 +201,8 @@ pub struct Machine {
     /// The mark of W9 is being saved.
     marking: bool,
     closed: bool,
+    /// No pack fits before the end of the lsids.
+    lsids_used_up: bool,
 
     waiting: VecDeque<log::Waiting>,
     blocked: Option<log::Blocked>,
@@ -263,6 +267,7 @@ impl Machine {
             overflow,
             marking: false,
             closed: false,
+            lsids_used_up: false,
             waiting: VecDeque::new(),
             blocked: None,
             groups: VecDeque::new(),
@@ -446,7 +451,7 @@ impl Machine {
             };
             return (condition, trouble.cause.clone());
         }
-        if self.lsids_used_up() {
+        if self.lsids_used_up {
             return (Condition::LsidsUsedUp, String::new());
         }
         match self.frozen {

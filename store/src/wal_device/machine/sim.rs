@@ -486,6 +486,9 @@ impl World {
                 self.step()?;
             }
             if self.rng.chance(15) {
+                self.answer_all()?;
+            }
+            if self.rng.chance(15) {
                 self.close()?;
             }
             self.crash();
@@ -1181,6 +1184,25 @@ impl World {
         self.machine
             .on(Event::Command { ticket, command }, self.now, &mut out);
         self.take_effects(out)
+    }
+
+    /// Without further faults every request is answered in the end.
+    fn answer_all(&mut self) -> Verdict {
+        let faults = std::mem::take(&mut self.faults);
+        for _ in 0..20_000 {
+            if self.tickets.is_empty() && self.marks.is_empty() {
+                self.faults = faults;
+                return Ok(());
+            }
+            self.advance()?;
+            self.carry_out()?;
+            self.now += 100;
+        }
+        Err(format!(
+            "requests are not answered: {:?}, blocked {:?}",
+            self.machine.positions(),
+            self.machine.blocked
+        ))
     }
 
     /// An orderly stop: everything is on the data, durable.
