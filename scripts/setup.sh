@@ -5,8 +5,9 @@
 set -euo pipefail
 
 # program:package
-known=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs mkfs.xfs:xfsprogs nbdinfo:libnbd-bin nbdcopy:libnbd-bin
-    nbdfuse:libnbd-bin fusermount3:fuse3 qemu-img:qemu-utils fio:fio losetup:mount fstrim:util-linux)
+known=(mkfs.ext4:e2fsprogs debugfs:e2fsprogs mkfs.xfs:xfsprogs losetup:mount fstrim:util-linux
+    fusermount3:fuse3 nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin qemu-img:qemu-utils
+    fio:fio)
 
 missing=()
 for entry in "${known[@]}"; do

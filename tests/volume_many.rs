@@ -33,9 +33,10 @@ fn sleeps(pid: u32) -> u64 {
         .sum()
 }
 
+/// Most memory the process has had \[KiB\].
 fn memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status_number(&status, "VmRSS")
+    status_number(&status, "VmHWM")
 }
 
 #[test]
