@@ -119,12 +119,9 @@ impl BlockDevice for Memory {
 
     fn submit(&self, batch: Vec<Request>) {
         for request in batch {
-            match &mut *self.held.lock() {
-                Some(held) => {
-                    held.push(request);
-                    continue;
-                }
-                None => {}
+            if let Some(held) = &mut *self.held.lock() {
+                held.push(request);
+                continue;
             }
             self.run(request);
         }
