@@ -12,14 +12,14 @@ use super::OVERFLOW_HINT;
 use crate::cli::report::{Bytes, say};
 
 /// Opens the WAL device of a volume whose lock this process holds, and tells what recovery did.
-pub fn open_volume(host: &Arc<Host>, entry: &Entry) -> Result<Arc<Volume>> {
+pub fn open_volume(host: &Arc<Host>, entry: &Entry, memory: u64) -> Result<Arc<Volume>> {
     let config = &entry.config;
     let paths = Paths {
         log: config.log.clone(),
         data: config.data.clone(),
         state: entry.state_path(),
     };
-    let opened = Volume::open(host, &paths, limits(&config.options));
+    let opened = Volume::open(host, &paths, limits(&config.options, memory));
     let (volume, recovered) = opened.with_context(|| format!("volume {}", entry.name()))?;
     if recovered.packs > 0 {
         say(
@@ -62,11 +62,11 @@ pub fn listen(address: &Address, exports: &[Export]) -> Result<(Server, Address)
     Ok((server, bound))
 }
 
-/// The defaults, but for what the volume's file says.
-fn limits(options: &Options) -> Limits {
+/// The defaults, but for what the volume's file says and the memory it may have.
+fn limits(options: &Options, memory: u64) -> Limits {
     let mut limits = Limits::default();
     let mib = |value: Option<u32>, or: u64| value.map_or(or, |n| u64::from(n) << 20);
-    limits.memory = mib(options.max_pending_mib, limits.memory);
+    limits.memory = mib(options.max_pending_mib, limits.memory).min(memory);
     limits.unsynced = mib(options.log_sync_mib, limits.unsynced);
     if let Some(ms) = options.log_sync_ms {
         limits.unsynced_age = u64::from(ms) * 1000;

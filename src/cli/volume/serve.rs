@@ -18,12 +18,16 @@ use super::open::{Export, listen, open_volume};
 use super::ublk::Driver;
 use crate::cli::Outcome;
 use crate::cli::guard::usage;
+use crate::cli::options::Size;
 use crate::cli::report::say;
 
 /// Volumes opened at a time: each mostly waits for its disk.
 const OPENED_AT_ONCE: usize = 8;
 /// What clients get at an orderly stop for what they have asked.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Least memory of a volume: some packs of the largest size.
+const LEAST_SHARE: u64 = 4 << 20;
 
 #[derive(Args)]
 pub struct Serve {
@@ -40,6 +44,9 @@ pub struct Serve {
     /// Let other hosts connect: NBD has no secrecy and no passwords
     #[arg(long)]
     insecure: bool,
+    /// Memory for writes that are not on the data yet, of all volumes together
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: Size,
     /// Make each volume a block device of this host too, /dev/ublkbN (Linux 6.5 or later, as root)
     #[arg(long)]
     ublk: bool,
@@ -55,9 +62,9 @@ struct Served {
 }
 
 impl Served {
-    fn begin(host: &Arc<Host>, entry: Entry) -> Result<Self> {
+    fn begin(host: &Arc<Host>, entry: Entry, share: u64) -> Result<Self> {
         let lock = entry.lock()?;
-        let device = open_volume(host, &entry)?;
+        let device = open_volume(host, &entry, share)?;
         let control = ControlServer::start(&entry, device.clone())?;
         Ok(Self {
             _control: control,
@@ -76,14 +83,18 @@ impl Served {
 }
 
 /// Begins to serve volumes, several at a time; the results are in the order of the entries.
-fn begin_all(host: &Arc<Host>, entries: Vec<Entry>) -> Vec<Result<Served>> {
+fn begin_all(host: &Arc<Host>, entries: Vec<Entry>, memory: u64) -> Vec<Result<Served>> {
+    // Each volume has its share, so that none starves another.
+    let share = (memory / entries.len().max(1) as u64).max(LEAST_SHARE);
     let mut lanes: Vec<Vec<_>> = (0..OPENED_AT_ONCE).map(|_| vec![]).collect();
     for (n, entry) in entries.into_iter().enumerate() {
         lanes[n % OPENED_AT_ONCE].push((n, entry));
     }
     let begin = |lane: Vec<(usize, Entry)>| -> Vec<_> {
         let begun = lane.into_iter();
-        begun.map(|(n, e)| (n, Served::begin(host, e))).collect()
+        begun
+            .map(|(n, e)| (n, Served::begin(host, e, share)))
+            .collect()
     };
     let mut begun: Vec<_> = thread::scope(|scope| {
         let lanes = lanes.into_iter().filter(|lane| !lane.is_empty());
@@ -108,7 +119,7 @@ impl Serve {
         for entry in &entries {
             self.check_address(&self.address(entry));
         }
-        for begun in begin_all(&host, entries) {
+        for begun in begin_all(&host, entries, self.memory.0) {
             match begun {
                 Ok(volume) => served.push(volume),
                 Err(error) if self.all => report(&error, &mut outcome),

@@ -14,10 +14,12 @@ use walkeep_wire::ldev::Superblock;
 use walkeep_wire::ldev::ring::Ring;
 
 use super::{Entry, Home, Options, VolumeConfig, VolumeName};
+use crate::disk::RealDisk;
 use crate::input::{is_same_file, size_of_file};
 use crate::ldev::{FormatOptions, LogDevice, format_file};
 use crate::nbd::Address;
 use crate::output::Output;
+use crate::wal_device::state::State;
 use crate::{Error, Meter, Result, sys};
 
 const MIB: u64 = 1 << 20;
@@ -332,6 +334,10 @@ impl Checked {
         };
         let entry = home.register(self.config)?;
         made.keep();
+        if self.taken.is_none() {
+            // Without it the log is taken for a foreign one: all of it is cleared once, no more.
+            drop(State::fresh(&superblock).save(&RealDisk, &entry.state_path()));
+        }
         Ok(Created {
             entry,
             data: self.data,

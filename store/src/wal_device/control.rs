@@ -54,7 +54,7 @@ impl Condition {
             Self::Serving => "",
             Self::Frozen => "melt the volume to let writes go on",
             Self::LogFailed => {
-                "check the log device; writes go on by themselves when it works again"
+                "check the log device and the folder of the volume; writes go on by themselves when they work again"
             }
             Self::DataFailed => "check the data device; writing is tried again by itself",
             Self::DataFull => "make space for the data; writing is tried again by itself",

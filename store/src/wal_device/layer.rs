@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use walkeep_wire::LOGICAL_BLOCK;
 
+/// Parts up to this size are copied out of a buffer twice as large \[bytes\].
+const SMALL_PART: usize = 64 << 10;
+
 /// What a piece holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
@@ -30,7 +33,13 @@ impl Payload {
             return self.clone();
         };
         let at = |block: u64| block as usize * LOGICAL_BLOCK;
-        Self::Data(bytes.slice(at(from)..at(to)))
+        let part = bytes.slice(at(from)..at(to));
+        // A small rest must not keep a large buffer alive.
+        let is_small = part.len() <= SMALL_PART && part.len() <= bytes.len() / 2;
+        Self::Data(match is_small {
+            true => Bytes::copy_from_slice(&part),
+            false => part,
+        })
     }
 }
 

@@ -121,7 +121,8 @@ pub fn recover(log: Named<'_>, data: Named<'_>, known: &Known) -> Result<Recover
     // The repair comes first: were it torn after its pack is on the data, the log would lack that.
     ring.repair(&found.outcome)?;
     log.sync()?;
-    ring.walk(from, end, Visit::Apply(data))?;
+    let played = ring.walk(from, end, Visit::Apply(data))?;
+    ring.check_reached(&played, end)?;
     data.sync()?;
     superblock.written_lsid = end;
     write_superblock(log, &superblock)?;
@@ -153,17 +154,9 @@ pub fn replay_again(
     from: u64,
     to: u64,
 ) -> Result<()> {
-    let played = Ring { log, superblock }.walk(from, to, Visit::Apply(data))?;
-    let end = played.outcome.written_lsid;
-    if end != to {
-        let flaw = Flaw::new(
-            superblock.ring.position(end),
-            "log",
-            format!("packs up to lsid {to}"),
-            format!("{} at lsid {end}", played.reason),
-        );
-        return Err(flaw.in_source(log.name).into());
-    }
+    let ring = Ring { log, superblock };
+    let played = ring.walk(from, to, Visit::Apply(data))?;
+    ring.check_reached(&played, to)?;
     data.sync()
 }
 
@@ -262,6 +255,21 @@ impl Ring<'_> {
             rest = later;
         }
         Ok(())
+    }
+
+    /// The packs before `to` are known to be there.
+    fn check_reached(&self, played: &Played, to: u64) -> Result<()> {
+        let end = played.outcome.written_lsid;
+        if end == to {
+            return Ok(());
+        }
+        let flaw = Flaw::new(
+            self.superblock.ring.position(end),
+            "log",
+            format!("packs up to lsid {to}"),
+            format!("{} at lsid {end}", played.reason),
+        );
+        Err(flaw.in_source(self.log.name).into())
     }
 
     fn flaw(&self, lsid: u64, what: &'static str, expected: impl ToString) -> Error {

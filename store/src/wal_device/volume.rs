@@ -18,7 +18,9 @@ use walkeep_wire::ldev::Superblock;
 
 use super::control::{Control, Refused, Status};
 use super::host::{Host, Sleeper};
-use super::machine::{Command, Effect, Event, Failure, IoId, Limits, Machine, Target, Ticket};
+use super::machine::{
+    Command, Effect, Event, Failure, IoId, Limits, Machine, Target, Ticket, window_blocks,
+};
 use super::recover::{Named, Recovered, read_superblock, recover, replay_again, write_superblock};
 use super::state::{Mark, State};
 use crate::block::{BlockDevice, Done, Extent, Geometry, Op, Refusal, Reply, Request, together};
@@ -48,13 +50,12 @@ pub struct Paths {
 pub struct Volume {
     host: Arc<Host>,
     paths: Paths,
+    limits: Limits,
     names: (String, String),
     core: Mutex<Core>,
     log: RwLock<Arc<dyn DiskFile>>,
     data: RwLock<Arc<dyn DiskFile>>,
     state: Mutex<State>,
-    /// One change of size or log at a time.
-    administration: Mutex<()>,
     /// Their locks last as long as the volume.
     _locks: [Arc<dyn DiskFile>; 2],
     me: Weak<Self>,
@@ -117,13 +118,18 @@ impl Volume {
         let (superblock, overflow) = (recovered.superblock.clone(), recovered.overflow);
         let machine = Machine::new(superblock, overflow, limits, host.now());
         // Before the first request: a crash from now on is no clean end any more (W7).
-        state.window = state.window.max(machine.window());
+        // What recovery cleared holds no dead tail any more, however long an earlier one was.
+        state.window = match recovered.cleared {
+            0 => state.window.max(machine.window()),
+            _ => machine.window(),
+        };
         state.clean = None;
         state.overflow = overflow.map(|lsid| state.overflow.unwrap_or(mark(lsid)));
         state.save(&*host.disk, &paths.state)?;
         let volume = Arc::new_cyclic(|me| Self {
             host: host.clone(),
             paths: paths.clone(),
+            limits,
             names,
             core: Mutex::new(Core {
                 machine,
@@ -135,7 +141,6 @@ impl Volume {
             log: RwLock::new(log),
             data: RwLock::new(data),
             state: Mutex::new(state),
-            administration: Mutex::new(()),
             _locks: locks,
             me: me.clone(),
         });
@@ -158,6 +163,7 @@ impl Volume {
 
     /// Takes events in, and carries out what comes of them.
     fn drive(&self, caller: Caller, events: impl FnOnce(&mut Core, u64, &mut Vec<Effect>)) {
+        let _whole = Whole;
         let mut work = self.turn(events);
         let mut alone = caller == Caller::Client { alone: true };
         loop {
@@ -360,26 +366,39 @@ impl Volume {
         told.recv().unwrap_or_else(gone)
     }
 
-    /// Changes what only a frozen volume may change. `change` is given the superblock and returns
-    /// the new one, durable.
+    /// Changes the superblock of a volume at rest. `prepare` does what must be done before, and
+    /// returns the new one; once that is durable the change has happened, whatever comes after.
     fn administer(
         &self,
-        change: impl FnOnce(&Superblock) -> Result<Superblock>,
+        prepare: impl FnOnce(&Superblock) -> Result<Superblock>,
+        finish: impl FnOnce(&Superblock),
     ) -> Result<(), Refused> {
-        let _alone = self.administration.lock();
-        self.command(Command::Freeze(None))?;
-        let superblock = self.core.lock().machine.superblock().clone();
-        match change(&superblock) {
-            Ok(next) => self.command(Command::Install(Box::new(next))).map(drop),
+        self.command(Command::Hold)?;
+        let before = self.core.lock().machine.superblock().clone();
+        let refused = |e: &Error| Refused(with_causes(e));
+        let next = match prepare(&before) {
+            Ok(next) => next,
             Err(e) => {
-                self.command(Command::Melt)?;
-                Err(Refused(with_causes(&e)))
+                self.command(Command::Release)?;
+                return Err(refused(&e));
             }
+        };
+        if let Err(e) = self.store_superblock(&next) {
+            // The new one may be on the disk, or half of it: the old one must be there again before
+            // anything goes on.
+            let back = match self.store_superblock(&before) {
+                Ok(()) => Command::Release,
+                Err(e) => Command::Fail(with_causes(&e)),
+            };
+            self.command(back)?;
+            return Err(refused(&e));
         }
+        finish(&next);
+        self.command(Command::Install(Box::new(next))).map(drop)
     }
 
     fn grow(&self, superblock: &Superblock, bytes: Option<u64>) -> Result<Superblock> {
-        let (data, log) = (self.file(Target::Data), self.file(Target::Log));
+        let data = self.file(Target::Data);
         let fail = |action| move |e| Error::file(&self.paths.data, action, e);
         let has = data.size().map_err(fail("inspect"))?;
         let bytes = bytes.unwrap_or(has);
@@ -395,23 +414,21 @@ impl Volume {
             data.set_size(bytes).map_err(fail("grow"))?;
         }
         data.sync().map_err(fail("make durable"))?;
-        let next = Superblock {
+        Ok(Superblock {
             device_blocks: bytes / unit,
             ..superblock.clone()
-        };
-        self.store_superblock(&*log, &next)?;
-        Ok(next)
+        })
     }
 
-    fn store_superblock(&self, log: &dyn DiskFile, superblock: &Superblock) -> Result<()> {
-        write_superblock(named(log, &self.names.0), superblock)?;
+    fn store_superblock(&self, superblock: &Superblock) -> Result<()> {
+        let log = self.file(Target::Log);
+        write_superblock(named(&*log, &self.names.0), superblock)?;
         log.sync()
             .map_err(|e| Error::file(&self.paths.log, "make durable", e))
     }
 
-    /// A crash between any two steps leaves either the old log or the new one: packs of the old one
-    /// are invalid under the new salt, and a state file of the old one means nothing to the new.
-    fn begin_log(&self, superblock: &Superblock) -> Result<Superblock> {
+    /// The superblock of a new, empty log: packs of the old one are invalid under its salt.
+    fn new_log(&self, superblock: &Superblock) -> Result<Superblock> {
         let log = self.file(Target::Log);
         let fail = |action| move |e| Error::file(&self.paths.log, action, e);
         let (uuid, salt) =
@@ -420,17 +437,22 @@ impl Volume {
         let mut next = superblock.clone();
         next.reset(uuid, salt, size)
             .map_err(|flaw| flaw.in_source(&self.names.0))?;
-        self.store_superblock(&*log, &next)?;
-        let invalid = vec![0; next.pbs().bytes()];
-        log.write_at(&[IoSlice::new(&invalid)], next.ring.position(0))
-            .and_then(|()| log.sync())
-            .map_err(fail("clear the begin of"))?;
-        let mut state = self.state.lock();
-        let mut fresh = State::fresh(&next);
-        (fresh.clean, fresh.window) = (None, state.window);
-        fresh.save(&*self.host.disk, &self.paths.state)?;
-        *state = fresh;
         Ok(next)
+    }
+
+    /// What else belongs to a new log. None of it is needed: the salt alone makes old packs invalid,
+    /// and a state file of another log is taken for none, which is the safe side.
+    fn begin_log(&self, next: &Superblock) {
+        let log = self.file(Target::Log);
+        let invalid = vec![0; next.pbs().bytes()];
+        let cleared = log.write_at(&[IoSlice::new(&invalid)], next.ring.position(0));
+        drop(cleared.and_then(|()| log.sync()));
+        let mut state = self.state.lock();
+        let window = window_blocks(next, &self.limits);
+        let mut fresh = State::fresh(next);
+        (fresh.clean, fresh.window) = (None, window.max(state.window));
+        drop(fresh.save(&*self.host.disk, &self.paths.state));
+        *state = fresh;
     }
 }
 
@@ -482,20 +504,21 @@ impl Control for Volume {
     }
 
     fn resize(&self, bytes: Option<u64>) -> Result<(), Refused> {
-        self.administer(|superblock| self.grow(superblock, bytes))
+        self.administer(|superblock| self.grow(superblock, bytes), |_| {})
     }
 
     fn reset(&self) -> Result<(), Refused> {
-        self.administer(|superblock| self.begin_log(superblock))
+        self.administer(
+            |superblock| self.new_log(superblock),
+            |next| self.begin_log(next),
+        )
     }
 
     fn freeze(&self, timeout: Option<Duration>) -> Result<(), Refused> {
-        let _alone = self.administration.lock();
         self.command(Command::Freeze(timeout)).map(drop)
     }
 
     fn melt(&self) -> Result<(), Refused> {
-        let _alone = self.administration.lock();
         self.command(Command::Melt).map(drop)
     }
 }
@@ -503,9 +526,27 @@ impl Control for Volume {
 impl Sleeper for Volume {
     fn wake(&self) {
         self.drive(Caller::Engine, |core, now, out| {
-            core.alarm = None;
+            // Another alarm than this one may be the next.
+            if core.alarm.is_some_and(|at| at <= now) {
+                core.alarm = None;
+            }
             core.machine.on(Event::Tick, now, out);
         });
+    }
+}
+
+/// A panic in the middle of a turn leaves a volume that nobody can trust; a killed process leaves a
+/// log that anybody can.
+struct Whole;
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "walkeep: a volume is in doubt; the process ends, and recovery does the rest"
+            );
+            std::process::abort();
+        }
     }
 }
 

@@ -241,7 +241,10 @@ impl Machine {
                 for (at, piece) in pieces {
                     self.settle(piece.lsid, piece.end - at);
                 }
-                self.data_trouble = None;
+                let over = |trouble: &failure::DataTrouble| trouble.is_about(start, end);
+                if self.data_trouble.as_ref().is_some_and(over) {
+                    self.data_trouble = None;
+                }
             }
             Err(failure) => {
                 for (at, piece) in pieces {
@@ -249,11 +252,9 @@ impl Machine {
                 }
                 self.behind.ripe_since.get_or_insert(now);
                 self.behind.sweep = 0;
-                self.data_trouble = Some(failure::DataTrouble::new(
-                    failure,
-                    now,
-                    now + self.limits.retry,
-                ));
+                let retry_at = now + self.limits.retry;
+                let trouble = failure::DataTrouble::new(failure, (start, end), now, retry_at);
+                self.data_trouble = Some(trouble);
             }
         }
     }
@@ -278,6 +279,10 @@ impl Machine {
     /// W4, first step: notes `written` and syncs the data.
     pub(super) fn checkpoint(&mut self, now: u64, out: &mut Vec<Effect>) {
         let idle = self.behind.syncing.is_none() && !self.behind.writes_superblock();
+        // Held and drained: the superblock is being changed by somebody else.
+        if self.is_held() && self.drains.is_empty() {
+            return;
+        }
         if !idle || self.is_data_stopped(now) || self.log_failed.is_some() {
             return;
         }
@@ -317,9 +322,10 @@ impl Machine {
             || self.oldest != self.superblock.oldest_lsid;
         let interval = self.behind.interval.unwrap_or(self.limits.checkpoint_age);
         let idle = self.behind.syncing.is_none() && !self.behind.writes_superblock();
-        let well = self.data_trouble.is_none() && self.suspect.is_none();
+        let well = self.data_trouble.is_none() && self.suspect.is_none() && !self.is_held();
+        let interval = interval.max(super::SHORTEST_INTERVAL);
         (moved && idle && well && self.log_failed.is_none())
-            .then_some(self.behind.last_checkpoint + interval)
+            .then_some(self.behind.last_checkpoint.saturating_add(interval))
     }
 
     pub(super) fn data_synced(
@@ -349,7 +355,7 @@ impl Machine {
             oldest_lsid: self.oldest,
             ..self.superblock.clone()
         };
-        let op = write(primary_position(), &next);
+        let op = write_of(&next);
         #[cfg(test)]
         if self.planted(super::sim::Mutation::PrevWrittenBeforeItsSync) {
             self.superblock = next.clone();
@@ -400,6 +406,11 @@ impl Machine {
             self.fail_log("second superblock write", failure, now, out);
         }
     }
+}
+
+/// The write of the primary copy.
+pub(super) fn write_of(superblock: &Superblock) -> FileOp {
+    write(primary_position(), superblock)
 }
 
 fn write(position: u64, superblock: &Superblock) -> FileOp {

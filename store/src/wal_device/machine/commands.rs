@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use walkeep_wire::Uuid;
 use walkeep_wire::ldev::Superblock;
 use walkeep_wire::logpack::{Block, classify};
 
@@ -27,9 +28,15 @@ pub enum Command {
     Interval(Duration),
     /// Refuse new requests, and do what a checkpoint does.
     Close,
-    /// Go on with another superblock, which is durable: the volume was resized or reset while it
-    /// was frozen, and melts now.
+    /// As `Freeze`, for a change of the superblock by the caller, who ends it with one of the
+    /// next three. Nothing is written to the log meanwhile.
+    Hold,
+    /// Go on with another superblock, which is durable.
     Install(Box<Superblock>),
+    /// Go on as before: nothing was changed.
+    Release,
+    /// What the superblock on disk is now is unknown: it is written again before all else.
+    Fail(String),
 }
 
 /// A command that waits for `prev_written` to come to `upto`.
@@ -37,12 +44,25 @@ pub enum Command {
 pub(super) struct Drain {
     pub(super) ticket: Ticket,
     pub(super) upto: u64,
+    since: u64,
+    /// It is told only while the volume is frozen.
+    freezes: bool,
+}
+
+/// A look at the log whether a pack begins where it is to be forgotten up to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OldestProbe {
+    ticket: Ticket,
+    lsid: u64,
+    log: Uuid,
 }
 
 /// No lsids are given out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frozen {
     until: Option<u64>,
+    /// For a change of the superblock.
+    held: bool,
 }
 
 impl Machine {
@@ -58,25 +78,47 @@ impl Machine {
             return out.push(Effect::Tell { ticket, result });
         }
         match command {
-            Command::Checkpoint => self.drain(ticket),
+            Command::Checkpoint => self.drain(ticket, false, now),
             Command::Mark => self.mark(ticket, now, out),
             Command::SetOldest(lsid) => self.set_oldest(ticket, lsid, out),
             Command::Freeze(limit) => {
-                let until = limit.map(|limit| now + limit.as_micros() as u64);
-                self.frozen = Some(Frozen { until });
-                self.drain(ticket);
+                let micros = |limit: Duration| limit.as_micros().min(u64::MAX.into()) as u64;
+                let until = limit.map(|limit| now.saturating_add(micros(limit)));
+                self.frozen = Some(Frozen { until, held: false });
+                self.drain(ticket, true, now);
+            }
+            Command::Hold => {
+                let (until, held) = (None, true);
+                self.frozen = Some(Frozen { until, held });
+                self.drain(ticket, true, now);
             }
             Command::Close => {
                 self.closed = true;
                 self.refuse_waiting(Refusal::ShuttingDown, u64::MAX, out);
-                self.drain(ticket);
+                self.drain(ticket, false, now);
             }
             Command::Melt => {
+                self.melt("the volume was melted", out);
+                tell(ticket, Ok(0), out);
+            }
+            Command::Release => {
                 self.frozen = None;
                 tell(ticket, Ok(0), out);
             }
+            Command::Fail(cause) => {
+                self.frozen = None;
+                let no_space = false;
+                self.fail_log(
+                    "change of the superblock",
+                    Failure { no_space, cause },
+                    now,
+                    out,
+                );
+                tell(ticket, Ok(0), out);
+            }
             Command::Interval(interval) => {
-                self.behind.interval = Some(interval.as_micros() as u64);
+                let micros = interval.as_micros().min(u64::MAX.into()) as u64;
+                self.behind.interval = Some(micros.max(super::SHORTEST_INTERVAL));
                 tell(ticket, Ok(0), out);
             }
             Command::Install(superblock) => {
@@ -89,16 +131,21 @@ impl Machine {
     fn may(&self, command: &Command) -> Result<(), Refused> {
         let refuse = |why: String| Err(Refused(why));
         match command {
-            Command::Install(_) | Command::Melt if self.frozen.is_none() => {
-                refuse("the volume is not frozen".into())
+            Command::Melt if self.frozen.is_none() => refuse("the volume is not frozen".into()),
+            Command::Melt | Command::SetOldest(_) if self.is_held() => {
+                refuse("the volume is being resized or reset; try again when that is done".into())
             }
-            Command::Install(_) if !self.is_at_rest() => {
-                refuse("the volume is frozen, but not at rest yet".into())
+            Command::Freeze(_) | Command::Hold if self.frozen.is_some() => {
+                refuse("the volume is frozen already; melt it first".into())
             }
-            Command::Freeze(_) if self.frozen.is_some() => {
-                refuse("the volume is frozen already".into())
+            Command::Install(_) if !self.is_held() || !self.is_at_rest() => {
+                refuse("the volume is not held for a change".into())
             }
-            Command::Interval(_) | Command::Melt | Command::Install(_) => Ok(()),
+            Command::Interval(_)
+            | Command::Melt
+            | Command::Install(_)
+            | Command::Release
+            | Command::Fail(_) => Ok(()),
             _ if self.closed => refuse("the volume is closing".into()),
             _ => match &self.log_failed {
                 Some(failed) => refuse(format!("the log has failed: {}", failed.cause)),
@@ -108,15 +155,59 @@ impl Machine {
     }
 
     /// Waits until all that has an lsid is on the data and the superblock says so.
-    fn drain(&mut self, ticket: Ticket) {
-        let upto = self.latest;
-        self.drains.push(Drain { ticket, upto });
+    fn drain(&mut self, ticket: Ticket, freezes: bool, now: u64) {
+        self.drains.push(Drain {
+            ticket,
+            upto: self.latest,
+            since: now,
+            freezes,
+        });
+    }
+
+    /// The superblock is somebody else's to write.
+    pub(super) fn is_held(&self) -> bool {
+        self.frozen.is_some_and(|frozen| frozen.held)
+    }
+
+    /// Gives out lsids again. Whoever waits for the volume to be frozen is told that it is not.
+    fn melt(&mut self, why: &str, out: &mut Vec<Effect>) {
+        self.frozen = None;
+        self.refuse_drains(|drain| drain.freezes, why, out);
+    }
+
+    /// Refuses drains; a volume that was to be frozen by one melts.
+    pub(super) fn refuse_drains(
+        &mut self,
+        which: impl Fn(&Drain) -> bool,
+        why: &str,
+        out: &mut Vec<Effect>,
+    ) {
+        for drain in self.drains.extract_if(.., |drain| which(drain)) {
+            if drain.freezes {
+                self.frozen = None;
+            }
+            tell(drain.ticket, Err(Refused(why.to_owned())), out);
+        }
+    }
+
+    /// Refuses drains that wait too long for failed data.
+    pub(super) fn refuse_held_drains(&mut self, now: u64, out: &mut Vec<Effect>) {
+        let limit = self.limits.hold;
+        let (_, cause) = self.condition();
+        let late = |drain: &Drain| drain.since.saturating_add(limit) <= now;
+        self.refuse_drains(late, &cause, out);
+    }
+
+    pub(super) fn drain_due(&self) -> Option<u64> {
+        let oldest = self.drains.iter().map(|drain| drain.since).min()?;
+        Some(oldest.saturating_add(self.limits.hold))
     }
 
     /// Tells the drains that have come to their end, and melts when it is time.
     pub(super) fn settle_commands(&mut self, now: u64, out: &mut Vec<Effect>) {
         let reached = self.superblock.written_lsid;
         let quiet = !self.behind.writes_superblock()
+            && !self.marking
             && (!self.closed || self.oldest == self.superblock.oldest_lsid);
         let done = |drain: &mut Drain| quiet && drain.upto <= reached;
         for drain in self.drains.extract_if(.., done) {
@@ -124,7 +215,7 @@ impl Machine {
         }
         let melts = |frozen: &Frozen| frozen.until.is_some_and(|until| until <= now);
         if self.frozen.as_ref().is_some_and(melts) {
-            self.frozen = None;
+            self.melt("the volume melted before it came to rest", out);
             self.allocate(now, out);
         }
     }
@@ -139,6 +230,7 @@ impl Machine {
             && self.groups.is_empty()
             && self.behind.is_quiet()
             && self.syncing.is_none()
+            && !self.marking
     }
 
     /// An lsid may be forgotten up to `prev_written`, where a pack begins.
@@ -163,16 +255,24 @@ impl Machine {
             offset: self.superblock.ring.position(lsid),
             len: self.pbs().bytes(),
         };
-        self.io(Purpose::OldestProbe(ticket, lsid), Target::Log, op, out);
+        let probe = OldestProbe {
+            ticket,
+            lsid,
+            log: self.superblock.uuid,
+        };
+        self.io(Purpose::OldestProbe(probe), Target::Log, op, out);
     }
 
     pub(super) fn oldest_probed(
         &mut self,
-        ticket: Ticket,
-        lsid: u64,
+        OldestProbe { ticket, lsid, log }: OldestProbe,
         result: Result<Bytes, Failure>,
         out: &mut Vec<Effect>,
     ) {
+        if log != self.superblock.uuid || self.is_held() {
+            let why = "the log was reset meanwhile, or is being changed";
+            return tell(ticket, Err(Refused(why.into())), out);
+        }
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(failure) => {

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 
 use super::super::layer::Ranges;
-use super::{Effect, Failure, Machine, Purpose, Refused};
+use super::behind::write_of;
+use super::{Effect, Failure, Machine, Purpose, Target};
 use crate::block::Refusal;
 
 /// A write or sync of the log failed. Everything since `permanent` is still in memory, and is
@@ -33,16 +34,26 @@ pub(super) struct DataTrouble {
     pub(super) cause: String,
     pub(super) since: u64,
     retry_at: u64,
+    /// What could not be written.
+    range: (u64, u64),
 }
 
 impl DataTrouble {
-    pub(super) fn new(failure: Failure, now: u64, retry_at: u64) -> Self {
+    pub(super) fn new(failure: Failure, range: (u64, u64), now: u64, retry_at: u64) -> Self {
         Self {
+            range,
             no_space: failure.no_space,
             cause: format!("data write: {}", failure.cause),
             since: now,
             retry_at,
         }
+    }
+}
+
+impl DataTrouble {
+    /// True if a write of the range shows that the trouble is over.
+    pub(super) const fn is_about(&self, start: u64, end: u64) -> bool {
+        start < self.range.1 && self.range.0 < end
     }
 }
 
@@ -55,6 +66,8 @@ pub(super) struct Suspect {
     since: u64,
     retry_at: u64,
     replaying: bool,
+    /// A replay has begun: it goes through older versions on its way to the newest, anywhere.
+    everywhere: bool,
 }
 
 impl Machine {
@@ -73,7 +86,7 @@ impl Machine {
         });
         self.behind.forget_superblock();
         self.refuse_all(Refusal::Io, out);
-        self.refuse_commands(&cause, out);
+        self.refuse_drains(|_| true, &cause, out);
     }
 
     #[cfg(not(test))]
@@ -108,7 +121,10 @@ impl Machine {
         self.ios.values().any(|purpose| {
             matches!(
                 purpose,
-                Purpose::Superblock | Purpose::SecondSuperblock | Purpose::Mark(_)
+                Purpose::Superblock
+                    | Purpose::SecondSuperblock
+                    | Purpose::Mark(_)
+                    | Purpose::Restore
             )
         })
     }
@@ -125,6 +141,9 @@ impl Machine {
         if let Some(failed) = &mut self.log_failed {
             failed.stage = LogStage::Rewriting;
         }
+        // A write of it may have failed, or may have been done by half.
+        let superblock = self.superblock.clone();
+        self.io(Purpose::Restore, Target::Log, write_of(&superblock), out);
         let mut groups = std::mem::take(&mut self.groups);
         for group in &mut groups {
             group.left = group.writes.len();
@@ -132,6 +151,17 @@ impl Machine {
         }
         self.groups = groups;
         self.groups_complete = 0;
+    }
+
+    pub(super) fn restored(
+        &mut self,
+        result: Result<Bytes, Failure>,
+        now: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Err(failure) = result {
+            self.fail_log("superblock write", failure, now, out);
+        }
     }
 
     /// The sync after the groups were written again was good: the log works.
@@ -158,25 +188,27 @@ impl Machine {
             since: now,
             retry_at: now + self.limits.retry,
             replaying: false,
+            everywhere: false,
         });
     }
 
     /// True if a read of the data there might return what a failed sync lost.
     pub(super) fn is_suspect(&self, start: u64, end: u64) -> bool {
         let suspect = self.suspect.as_ref();
-        suspect.is_some_and(|suspect| suspect.ranges.touches(start, end))
+        suspect.is_some_and(|suspect| suspect.everywhere || suspect.ranges.touches(start, end))
     }
 
     /// Replays the log onto the data once nothing else is on its way there.
     pub(super) fn clear_suspicion(&mut self, now: u64, out: &mut Vec<Effect>) {
-        let quiet = self.behind.is_quiet();
+        let reads = |purpose: &Purpose| matches!(purpose, Purpose::Read(_));
+        let quiet = self.behind.is_quiet() && !self.ios.values().any(reads);
         let Some(suspect) = &mut self.suspect else {
             return;
         };
         if !quiet || suspect.replaying || suspect.retry_at > now {
             return;
         }
-        suspect.replaying = true;
+        (suspect.replaying, suspect.everywhere) = (true, true);
         let (from, to) = (self.superblock.written_lsid, self.permanent);
         let id = self.name(Purpose::Replay);
         out.push(Effect::Replay { id, from, to });
@@ -227,28 +259,20 @@ impl Machine {
     pub(super) fn refuse_held(&mut self, now: u64, out: &mut Vec<Effect>) {
         if self.failing_since().is_some() && now >= self.limits.hold {
             self.refuse_waiting(Refusal::Io, now - self.limits.hold, out);
+            self.refuse_held_drains(now, out);
         }
     }
 
     pub(super) fn hold_due(&self) -> Option<u64> {
-        let oldest = self.waiting.front()?;
         self.failing_since()?;
-        Some(oldest.since + self.limits.hold)
+        let waiting = self.waiting.front();
+        let due = waiting.map(|waiting| waiting.since.saturating_add(self.limits.hold));
+        [due, self.drain_due()].into_iter().flatten().min()
     }
 
     fn failing_since(&self) -> Option<u64> {
         let trouble = self.data_trouble.as_ref().map(|t| t.since);
         trouble.or_else(|| self.suspect.as_ref().map(|s| s.since))
-    }
-
-    /// Refuses commands that wait for what failed.
-    fn refuse_commands(&mut self, cause: &str, out: &mut Vec<Effect>) {
-        for drain in self.drains.drain(..) {
-            out.push(Effect::Tell {
-                ticket: drain.ticket,
-                result: Err(Refused(cause.to_owned())),
-            });
-        }
     }
 }
 

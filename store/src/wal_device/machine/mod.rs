@@ -41,6 +41,9 @@ pub type Ticket = u64;
 /// Names an effect that will be reported by [`Event::Finished`].
 pub type IoId = u64;
 
+/// Least time between checkpoints \[µs\].
+const SHORTEST_INTERVAL: u64 = 10_000;
+
 /// Bounds of a volume. Times are microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -182,7 +185,9 @@ enum Purpose {
     Mark(u64),
     ReopenLog,
     Replay,
-    OldestProbe(Ticket, u64),
+    /// The superblock once more, after the log failed.
+    Restore,
+    OldestProbe(commands::OldestProbe),
 }
 
 /// The decisions of one volume.
@@ -363,7 +368,8 @@ impl Machine {
             Purpose::Mark(lsid) => self.marked(lsid, result, now, out),
             Purpose::ReopenLog => self.log_reopened(result, now, out),
             Purpose::Replay => self.replayed(result, now),
-            Purpose::OldestProbe(ticket, lsid) => self.oldest_probed(ticket, lsid, result, out),
+            Purpose::Restore => self.restored(result, now, out),
+            Purpose::OldestProbe(probe) => self.oldest_probed(probe, result, out),
         }
     }
 
@@ -435,9 +441,6 @@ impl Machine {
     /// What the volume is able to do, and why.
     pub fn condition(&self) -> (Condition, String) {
         let all_well = || (Condition::Serving, String::new());
-        if self.closed {
-            return (Condition::Closed, String::new());
-        }
         if let Some(failure) = &self.log_failed {
             return (Condition::LogFailed, failure.cause.clone());
         }
@@ -450,6 +453,9 @@ impl Machine {
                 false => Condition::DataFailed,
             };
             return (condition, trouble.cause.clone());
+        }
+        if self.closed {
+            return (Condition::Closed, String::new());
         }
         if self.lsids_used_up {
             return (Condition::LsidsUsedUp, String::new());

@@ -23,8 +23,8 @@ pub(super) struct Reading {
 #[derive(Debug)]
 enum Part {
     Pending(Bytes),
-    /// Zeros \[blocks\].
-    Zeros(u64),
+    /// Zeros: how many blocks, and whether they will be a hole.
+    Zeros(u64, bool),
     /// Blocks of the data, from the first to the one behind the last.
     Gap(u64, u64),
 }
@@ -44,7 +44,7 @@ impl Machine {
         let gaps = || {
             parts.iter().filter_map(|part| match part {
                 Part::Gap(from, to) => Some((*from, *to)),
-                Part::Pending(_) | Part::Zeros(_) => None,
+                Part::Pending(_) | Part::Zeros(..) => None,
             })
         };
         let (Some((from, _)), Some((_, to))) = (gaps().next(), gaps().last()) else {
@@ -108,8 +108,9 @@ impl Machine {
         for part in self.parts(start, start + len) {
             let (to, known) = match part {
                 Part::Pending(bytes) => (at + (bytes.len() / LOGICAL_BLOCK) as u64, Some(false)),
-                Part::Zeros(blocks) => (at + blocks, Some(true)),
-                Part::Gap(_, to) => (to, None),
+                Part::Zeros(blocks, hole) => (at + blocks, Some(hole)),
+                // What the data says of a suspect range may be wrong; a read of it says so.
+                Part::Gap(from, to) => (to, self.is_suspect(from, to).then_some(false)),
             };
             pending.extend(known.map(|zero| (at, to, zero)));
             at = to;
@@ -142,7 +143,8 @@ fn collect(layers: &[&Layer], start: u64, end: u64, parts: &mut Vec<Part>) {
                 let within = |block: u64| (block - from) as usize * LOGICAL_BLOCK;
                 Part::Pending(bytes.slice(within(first)..within(last)))
             }
-            Payload::Zeros { .. } | Payload::Discard => Part::Zeros(last - first),
+            Payload::Zeros { may_punch } => Part::Zeros(last - first, *may_punch),
+            Payload::Discard => Part::Zeros(last - first, true),
         });
         at = last;
     }
@@ -157,7 +159,7 @@ fn join(parts: Vec<Part>, gap: impl Fn(u64, u64) -> Bytes) -> Vec<Bytes> {
         match part {
             Part::Pending(pending) => bytes.push(pending),
             Part::Gap(from, to) => bytes.push(gap(from, to)),
-            Part::Zeros(blocks) => {
+            Part::Zeros(blocks, _) => {
                 let mut left = blocks as usize * LOGICAL_BLOCK;
                 while left > 0 {
                     let step = left.min(ZEROS.len());
