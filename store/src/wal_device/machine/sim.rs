@@ -481,7 +481,9 @@ impl World {
     fn run(&mut self, lives: u64) -> Verdict {
         for _ in 0..lives {
             self.start()?;
-            let steps = 30 + self.rng.below(250);
+            // Short lives end near the dead tail of the one before.
+            let most = self.rng.among(&[8, 20, 60, 250]);
+            let steps = self.rng.below(most);
             for _ in 0..steps {
                 self.step()?;
             }
@@ -1339,7 +1341,7 @@ fn brief(effect: &Effect) -> String {
 fn run_seed(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<Coverage, String> {
     let mut world = World::new(seed, mutation);
     world.trace = trace;
-    let lives = 3 + world.rng.below(3);
+    let lives = 3 + world.rng.below(6);
     match world.run(lives) {
         Ok(()) => Ok(world.coverage),
         Err(why) => Err(format!("seed {seed}: {why}")),
