@@ -20,6 +20,7 @@ guest: ## tests that need device-mapper, NBD or ublk, in small guests
 
 bench: ## time whole commands on generated logs, with their memory
 	scripts/bench.sh
+	scripts/bench-volume.py
 
 fuzz: ## fuzz every decoder for FUZZ_SECONDS (60) each
 	scripts/fuzz.sh

@@ -371,6 +371,237 @@ fn what_is_wrong_has_no_effect() {
     assert!(volume.machine.is_at_rest());
 }
 
+/// Effects are carried out by hand; `fails` says which ones do not succeed.
+struct Hand {
+    machine: Machine,
+    now: u64,
+    pending: Vec<Effect>,
+    told: Vec<(Ticket, Result<u64, Refused>)>,
+    answered: Vec<Ticket>,
+}
+
+impl Hand {
+    fn new(limits: Limits) -> Self {
+        let superblock = superblock(PhysicalBlock::B4096, 10_000, 0, 1 << 20);
+        let mut hand = Self {
+            machine: Machine::new(superblock, None, limits, 0),
+            now: 1,
+            pending: vec![],
+            told: vec![],
+            answered: vec![],
+        };
+        hand.write(1);
+        hand.run(|_| false);
+        hand
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut out = vec![];
+        self.machine.on(event, self.now, &mut out);
+        self.machine.advance(self.now, &mut out);
+        for effect in out {
+            match effect {
+                Effect::Answer { ticket, .. } => self.answered.push(ticket),
+                Effect::Tell { ticket, result } => self.told.push((ticket, result)),
+                other => self.pending.push(other),
+            }
+        }
+    }
+
+    fn write(&mut self, ticket: Ticket) {
+        let (offset, data) = (0, block_of(5, 8).into());
+        let op = Op::Write {
+            offset,
+            data,
+            fua: true,
+        };
+        self.event(Event::Request { ticket, op });
+    }
+
+    fn command(&mut self, ticket: Ticket, command: Command) {
+        self.event(Event::Command { ticket, command });
+    }
+
+    fn run(&mut self, fails: impl Fn(&Effect) -> bool) {
+        while !self.pending.is_empty() {
+            let effect = self.pending.remove(0);
+            let failed = fails(&effect);
+            let (id, len) = match effect {
+                Effect::Io {
+                    id,
+                    op: FileOp::Read { len, .. },
+                    ..
+                } => (id, len),
+                Effect::Io { id, .. }
+                | Effect::SaveMark { id, .. }
+                | Effect::ReopenLog { id }
+                | Effect::Replay { id, .. } => (id, 0),
+                _ => continue,
+            };
+            let failure = || Failure {
+                no_space: false,
+                cause: "planted".into(),
+            };
+            let result = match failed {
+                true => Err(failure()),
+                false => Ok(Bytes::from(vec![0; len])),
+            };
+            self.event(Event::Finished { id, result });
+        }
+    }
+
+    fn pass(&mut self, seconds: u64, fails: impl Fn(&Effect) -> bool) {
+        for _ in 0..seconds {
+            self.now += 1_000_000;
+            self.event(Event::Tick);
+            self.run(&fails);
+        }
+    }
+
+    fn is_told(&self, ticket: Ticket) -> Option<bool> {
+        let told = self.told.iter().find(|(t, _)| *t == ticket);
+        told.map(|(_, result)| result.is_ok())
+    }
+}
+
+fn to_data(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Io {
+            target: Target::Data,
+            ..
+        }
+    )
+}
+
+fn syncs(target: Target) -> impl Fn(&Effect) -> bool {
+    move |effect| matches!(effect, Effect::Io { target: t, op: FileOp::Sync, .. } if *t == target)
+}
+
+#[test]
+fn a_freeze_that_fails_leaves_nothing_frozen() {
+    let mut hand = Hand::new(Limits::default());
+    hand.write(2);
+    hand.command(3, Command::Freeze(None));
+    hand.run(syncs(Target::Log));
+    assert_eq!(hand.is_told(3), Some(false));
+    hand.pass(20, |_| false);
+    assert_eq!(hand.machine.condition().0, Condition::Serving);
+    hand.write(4);
+    hand.run(|_| false);
+    assert!(hand.answered.contains(&4));
+}
+
+#[test]
+fn a_freeze_is_not_told_after_it_melted() {
+    let mut hand = Hand::new(Limits::default());
+    let second = std::time::Duration::from_secs(1);
+    hand.command(2, Command::Freeze(Some(second)));
+    hand.run(to_data);
+    hand.pass(5, to_data);
+    assert_eq!(hand.is_told(2), Some(false));
+    hand.pass(5, |_| false);
+    assert_eq!(hand.machine.condition().0, Condition::Serving);
+}
+
+#[test]
+fn a_held_volume_leaves_its_superblock_alone() {
+    let mut hand = Hand::new(Limits::default());
+    hand.command(2, Command::Checkpoint);
+    hand.run(|_| false);
+    let end = hand.machine.positions().permanent;
+    hand.command(3, Command::SetOldest(end));
+    hand.run(|_| false);
+    hand.pass(9, |_| false);
+    hand.command(4, Command::Hold);
+    hand.run(|_| false);
+    assert_eq!(hand.is_told(4), Some(true));
+    hand.now += 20_000_000;
+    hand.event(Event::Tick);
+    hand.command(5, Command::SetOldest(end));
+    hand.command(6, Command::Melt);
+    assert_eq!(
+        (hand.is_told(5), hand.is_told(6)),
+        (Some(false), Some(false))
+    );
+    assert!(hand.pending.is_empty(), "{:?}", hand.pending);
+    let mut next = hand.machine.superblock().clone();
+    next.uuid = Uuid([9; 16]);
+    (next.oldest_lsid, next.written_lsid) = (0, 0);
+    hand.command(7, Command::Install(Box::new(next)));
+    assert_eq!(hand.is_told(7), Some(true));
+    hand.write(8);
+    hand.run(|_| false);
+    assert!(hand.answered.contains(&8) && hand.machine.positions().latest == 2);
+}
+
+#[test]
+fn an_unknown_superblock_is_written_before_all_else() {
+    let mut hand = Hand::new(Limits::default());
+    hand.command(2, Command::Hold);
+    hand.run(|_| false);
+    hand.command(3, Command::Fail("planted".into()));
+    hand.write(4);
+    assert!(hand.answered.contains(&4) && hand.machine.condition().0 == Condition::LogFailed);
+    hand.now += 2_000_000;
+    hand.event(Event::Tick);
+    hand.run(|_| false);
+    assert_eq!(hand.machine.condition().0, Condition::Serving);
+}
+
+#[test]
+fn a_close_ends_though_the_data_fails() {
+    let mut hand = Hand::new(Limits::default());
+    hand.command(2, Command::Close);
+    hand.pass(60, to_data);
+    assert_eq!(hand.is_told(2), Some(false));
+    assert_eq!(hand.machine.condition().0, Condition::DataFailed);
+}
+
+#[test]
+fn intervals_have_their_bounds() {
+    for (age, most) in [(0, 100), (u64::MAX, 10)] {
+        let limits = Limits {
+            checkpoint_age: age,
+            ..Limits::default()
+        };
+        let mut hand = Hand::new(limits);
+        let (mut turns, end) = (0, hand.now + 900_000);
+        while hand.now < end && turns < 1000 {
+            let next = hand.machine.deadline(hand.now).unwrap_or(end);
+            hand.now = next.clamp(hand.now, end);
+            hand.event(Event::Tick);
+            turns += 1;
+        }
+        assert!(turns <= most, "{turns} turns for an interval of {age}");
+    }
+}
+
+#[test]
+fn suspect_data_has_no_holes_and_no_answers() {
+    let mut hand = Hand::new(Limits::default());
+    hand.command(2, Command::Checkpoint);
+    hand.run(syncs(Target::Data));
+    assert_eq!(hand.machine.condition().0, Condition::DataSuspect);
+    let (offset, len) = (0, 4096);
+    let op = Op::Extents { offset, len };
+    hand.event(Event::Request { ticket: 3, op });
+    let told = hand.pending.pop();
+    let Some(Effect::AnswerExtents { pending, .. }) = &told else {
+        panic!("{told:?}");
+    };
+    assert_eq!(pending[..], [(0, 8, false)]);
+    // While the log is replayed, older versions pass by everywhere.
+    hand.now += 2_000_000;
+    hand.event(Event::Tick);
+    let replays = |effect: &Effect| matches!(effect, Effect::Replay { .. });
+    assert!(hand.pending.iter().any(replays));
+    let (offset, len) = (1 << 20, 512);
+    let op = Op::Read { offset, len };
+    hand.event(Event::Request { ticket: 4, op });
+    assert!(hand.answered.contains(&4));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, u64, bool),
