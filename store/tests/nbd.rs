@@ -493,11 +493,15 @@ fn requests_in_flight_are_limited() {
     for cookie in 0..40 {
         client.write(cookie, cookie * 512, &[1; 512]);
     }
-    wait_until("as many as are allowed", || setup.device.held() == 4);
-    // Let go, the rest follows.
+    // How many come depends on how the requests lay in the socket; a batch waits for room as a whole.
+    wait_until("the first", || setup.device.held() > 0);
+    assert!(setup.device.held() <= 4);
+    // Let go, the rest follows: the held ones from here, others from the connection's thread.
     setup.device.release();
+    let mut answered: Vec<_> = (0..40).map(|_| client.answer()).collect();
     for cookie in 0..40 {
-        assert_eq!(client.answer(), ok(cookie));
+        let at = answered.iter().position(|answer| *answer == ok(cookie));
+        answered.swap_remove(at.unwrap());
     }
 }
 
