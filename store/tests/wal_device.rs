@@ -5,11 +5,13 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walkeep_store::Meter;
 use walkeep_store::block::{BlockDevice, Op, Refusal, Reply};
 use walkeep_store::ldev::{FormatOptions, LogDevice, format};
+use walkeep_store::wal_device::recover::Recovered;
 use walkeep_store::wal_device::volume::ask;
 use walkeep_store::wal_device::{Control, Host, Limits, Paths, Volume};
 use walkeep_wire::PhysicalBlock;
@@ -38,7 +40,19 @@ fn make(dir: &Path, pbs: PhysicalBlock) -> Paths {
 }
 
 fn open(host: &Arc<Host>, paths: &Paths) -> Arc<Volume> {
-    Volume::open(host, paths, Limits::default()).unwrap().0
+    reopen(host, paths).0
+}
+
+/// A dropped volume lets go of its files when the last completion has looked for it.
+fn reopen(host: &Arc<Host>, paths: &Paths) -> (Arc<Volume>, Recovered) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match Volume::open(host, paths, Limits::default()) {
+            Ok(opened) => return opened,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
 }
 
 fn write(volume: &Volume, offset: u64, data: Vec<u8>, fua: bool) {
@@ -99,7 +113,7 @@ fn writes_come_back_before_and_after_a_restart() {
             Err(Refusal::ShuttingDown)
         ));
         drop(volume);
-        let (volume, recovered) = Volume::open(&host, &paths, Limits::default()).unwrap();
+        let (volume, recovered) = reopen(&host, &paths);
         assert_eq!((recovered.packs, recovered.cleared), (0, 0));
         check(&volume);
         volume
