@@ -6,25 +6,11 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use support::{Walkeep, sha256, text};
+use support::{Walkeep, have, image, sha256, text, tool};
 
-const SIZE: usize = 64 << 20;
-
-/// If the program is there.
-fn has(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if found.is_err() {
-        println!("skipped: {program} is not installed");
-    }
-    found.is_ok()
-}
+const SIZE: u64 = 64 << 20;
 
 /// A server of `walkeep`, and the URI of its last export.
 struct Serving {
@@ -53,7 +39,7 @@ impl Serving {
     /// Stops it as `systemctl stop` does.
     fn stop(mut self) {
         let pid = self.child.id().to_string();
-        run("kill", &["-TERM", &pid]);
+        tool("kill", &["-TERM", &pid]);
         assert!(self.child.wait().unwrap().success());
     }
 }
@@ -65,35 +51,9 @@ impl Drop for Serving {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        text(&output)
-    );
-    text(&output)
-}
-
-/// An image with data, a hole and zeros that are no hole.
-fn image(path: &Path) {
-    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut data = vec![0u8; SIZE / 4];
-    for word in data.chunks_exact_mut(8) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        word.copy_from_slice(&x.to_le_bytes());
-    }
-    data.extend(vec![0; 1 << 20]);
-    std::fs::write(path, data).unwrap();
-    let file = std::fs::File::options().write(true).open(path).unwrap();
-    file.set_len(SIZE as u64).unwrap();
-}
-
 fn served(arguments: &[&str]) -> (Walkeep, Serving) {
     let walkeep = Walkeep::new();
-    image(&walkeep.path("a.img"));
+    image(&walkeep.path("a.img"), SIZE);
     let all = [&["--listen", "unix:nbd.sock", "vol 1=a.img"][..], arguments].concat();
     let serving = Serving::start(&walkeep, &all);
     (walkeep, serving)
@@ -101,11 +61,11 @@ fn served(arguments: &[&str]) -> (Walkeep, Serving) {
 
 #[test]
 fn nbdinfo_sees_the_export_and_its_holes() {
-    if !has("nbdinfo") {
+    if !have(&["nbdinfo"]) {
         return;
     }
     let (_walkeep, serving) = served(&["--read-only"]);
-    let info = run("nbdinfo", &[&serving.uri]);
+    let info = tool("nbdinfo", &[&serving.uri]);
     for expected in [
         "export=\"vol 1\"",
         "description: a.img",
@@ -115,23 +75,23 @@ fn nbdinfo_sees_the_export_and_its_holes() {
     ] {
         assert!(info.contains(expected), "{expected}: {info}");
     }
-    let map = run("nbdinfo", &["--map", &serving.uri]);
+    let map = tool("nbdinfo", &["--map", &serving.uri]);
     assert!(map.contains("hole,zero"), "{map}");
     serving.stop();
 }
 
 #[test]
 fn nbdcopy_copies_both_ways() {
-    if !has("nbdcopy") {
+    if !have(&["nbdcopy"]) {
         return;
     }
     let (walkeep, serving) = served(&[]);
     let copy = walkeep.path("copy.img");
-    run("nbdcopy", &[&serving.uri, copy.to_str().unwrap()]);
+    tool("nbdcopy", &[&serving.uri, copy.to_str().unwrap()]);
     assert_eq!(sha256(&copy), walkeep.sha256("a.img"));
     let other = walkeep.path("other.img");
-    std::fs::write(&other, vec![0xa5; SIZE]).unwrap();
-    run(
+    std::fs::write(&other, vec![0xa5; SIZE as usize]).unwrap();
+    tool(
         "nbdcopy",
         &["--flush", other.to_str().unwrap(), &serving.uri],
     );
@@ -141,20 +101,20 @@ fn nbdcopy_copies_both_ways() {
 
 #[test]
 fn qemu_converts_compares_and_writes() {
-    if !has("qemu-img") || !has("qemu-io") {
+    if !have(&["qemu-img", "qemu-io"]) {
         return;
     }
     let (walkeep, serving) = served(&[]);
     let image = walkeep.path("a.img");
     let image = image.to_str().unwrap();
     let raw = ["-f", "raw", "-F", "raw"];
-    run(
+    tool(
         "qemu-img",
         &[&["compare"][..], &raw, &[image, &serving.uri]].concat(),
     );
     let copy = walkeep.path("copy.img");
     let out = copy.to_str().unwrap();
-    run(
+    tool(
         "qemu-img",
         &["convert", "-f", "raw", "-O", "raw", &serving.uri, out],
     );
@@ -174,17 +134,17 @@ fn qemu_converts_compares_and_writes() {
     let mut arguments = vec!["-f", "raw"];
     commands.iter().for_each(|c| arguments.extend(["-c", c]));
     arguments.push(&serving.uri);
-    let said = run("qemu-io", &arguments);
+    let said = tool("qemu-io", &arguments);
     assert!(!said.contains("ailed"), "{said}");
     serving.stop();
 }
 
 #[test]
 fn fio_verifies_what_it_wrote() {
-    if !has("fio") {
+    if !have(&["fio"]) {
         return;
     }
-    if !run("fio", &["--enghelp"])
+    if !tool("fio", &["--enghelp"])
         .lines()
         .any(|line| line.trim() == "nbd")
     {
@@ -217,7 +177,7 @@ fn fio_verifies_what_it_wrote() {
 #[test]
 fn addresses_that_others_reach_need_a_word_for_it() {
     let walkeep = Walkeep::new();
-    image(&walkeep.path("a.img"));
+    image(&walkeep.path("a.img"), SIZE);
     let error = walkeep.fails("nbd serve --listen tcp:0.0.0.0:0 v=a.img", 2);
     assert!(error.contains("--insecure"), "{error}");
     let serving = Serving::start(
